@@ -1,0 +1,176 @@
+"""`manage.py doctor`: looks at the whole installation and says what is wrong and what to do."""
+
+import importlib.util
+import os
+import shutil
+import socket
+import sqlite3
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import ERROR, run_checks
+from django.core.management.base import BaseCommand
+from django.db import DatabaseError, connection
+
+from chatsite import health
+from chatsite.finders import NpmFinder
+from inference.catalogue import CATALOGUE
+from inference.model_files import ModelFileError, verify
+
+OLDEST_PYTHON = (3, 11)
+ENOUGH_DISK_GB = 1.0
+REPORTED_ABOVE = {"chatsite.E001", "chatsite.E020"}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. What is only optional never fails the installation."""
+
+    what: str
+    problem: str = ""
+    is_optional: bool = False
+
+    @property
+    def mark(self) -> str:
+        return "✓" if not self.problem else "-" if self.is_optional else "✗"
+
+    def __str__(self) -> str:
+        return f"{self.mark} {self.what}{': ' if self.problem else ''}{self.problem}"
+
+
+def python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    is_old = sys.version_info < OLDEST_PYTHON
+    return Finding(f"Python {version}", "3.11 or later is needed" if is_old else "")
+
+
+def compiler() -> Finding:
+    found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), "")
+    problem = "none found; needed to install again (apt-get install build-essential)"
+    return Finding(f"C++ compiler {found}".strip(), "" if found else problem, is_optional=True)
+
+
+def disk() -> Finding:
+    free = shutil.disk_usage(settings.DATA_DIR).free / 1e9
+    problem = "free some space" if free < ENOUGH_DISK_GB else ""
+    return Finding(f"Disk space for data ({free:.1f} GB free)", problem)
+
+
+def data_folder() -> Finding:
+    can_write = os.access(settings.DATA_DIR, os.W_OK | os.X_OK)
+    problem = "cannot be written to; change its owner, or name another in DATA_DIR"
+    return Finding(f"Data folder {settings.DATA_DIR}", "" if can_write else problem)
+
+
+def database() -> Finding:
+    name = f"SQLite {sqlite3.sqlite_version}" if connection.vendor == "sqlite" else "PostgreSQL"
+    try:
+        health.database_answers()
+        health.migrations_are_applied()
+    except DatabaseError as error:
+        return Finding(f"Database ({name})", f"does not answer: {str(error).strip()}")
+    except health.NotReady as error:
+        return Finding(f"Database ({name})", str(error))
+    return Finding(f"Database ({name}), migrated")
+
+
+def model_file() -> Finding:
+    entry = CATALOGUE.get(settings.MODEL)
+    if entry is None:
+        known = ", ".join(CATALOGUE)
+        return Finding(f"Model {settings.MODEL}", f"unknown; MODEL can be {known}")
+    if not entry.source:
+        return Finding(f"Model {entry.slug}, built in")
+    try:
+        verify(entry, settings.MODELS_DIR)
+    except ModelFileError as error:
+        return Finding(f"Model file of {entry.slug}", str(error))
+    return Finding(f"Model file of {entry.slug}, SHA-256 verified")
+
+
+def llama_cpp() -> Finding:
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        return Finding("llama-cpp-python", f"does not load ({reason}); run make clean, make run")
+    return Finding(f"llama-cpp-python {llama_cpp.__version__} loads")
+
+
+def port() -> Finding:
+    """A taken port is what a running site looks like too, so it fails nothing."""
+    host, number = settings.HOST, settings.PORT
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, number))
+        except OSError as error:
+            problem = f"{error.strerror}; if it is not this site, choose another in PORT"
+            return Finding(f"Port {number} on {host}", problem, is_optional=True)
+    return Finding(f"Port {number} on {host} is free")
+
+
+def assets() -> Finding:
+    missing = [str(message.msg) for message in NpmFinder().check()]
+    problem = f"{' '.join(missing)} Run make run, which installs them" if missing else ""
+    return Finding("Front-end packages", problem)
+
+
+def browser() -> Finding:
+    found = next((name for name in BROWSERS if shutil.which(name)), "")
+    problem = "not here; the browser tests are left out (apt-get install chromium)"
+    return Finding(f"Chromium for tests {found}".strip(), "" if found else problem, True)
+
+
+def test_tools() -> Finding:
+    is_here = importlib.util.find_spec("pytest") is not None
+    return Finding("Test tools", "" if is_here else "not installed; make test does it", True)
+
+
+def system_checks() -> Finding:
+    errors = [m for m in run_checks() if m.level >= ERROR and m.id not in REPORTED_ABOVE]
+    return Finding("System checks", "; ".join(f"{e.msg} {e.hint or ''}".strip() for e in errors))
+
+
+EXAMINATIONS: tuple[Callable[[], Finding], ...] = (
+    python,
+    compiler,
+    disk,
+    data_folder,
+    database,
+    model_file,
+    llama_cpp,
+    port,
+    assets,
+    browser,
+    test_tools,
+    system_checks,
+)
+
+
+class Command(BaseCommand):
+    help = "Check the installation and say what is wrong. Exits with 1 when something is."
+    requires_system_checks: list[str] = []  # noqa: RUF012 - Django's own declaration
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.epilog = "✓ is right, ✗ is wrong, - is missing but not needed to run."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        findings = list(self._examine())
+        wrong = sum(finding.mark == "✗" for finding in findings)
+        self.stdout.write(f"{wrong} wrong" if wrong else "All is well.")
+        if wrong:
+            raise SystemExit(1)
+
+    def _examine(self) -> Iterator[Finding]:
+        for examination in EXAMINATIONS:
+            finding = examination()
+            self.stdout.write(str(finding))
+            self.stdout.flush()
+            yield finding

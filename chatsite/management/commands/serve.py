@@ -1,0 +1,52 @@
+"""manage.py serve: the whole site on this machine, web and worker."""
+
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
+
+from chatsite.supervisor import CannotServe, Supervisor, address_to_show, check_port, take_lock
+from inference.catalogue import CATALOGUE, register
+from inference.models import Release
+
+
+class Command(BaseCommand):
+    help = "Serves the site and runs the model, as two supervised processes. Ctrl-C ends both."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            lock = take_lock()
+            check_port()
+            check_database()
+            check_model()
+            connection.close()
+            self.stdout.write(f"Chatsite is starting at {address_to_show()} (Ctrl-C stops it)")
+            self.stdout.flush()
+            Supervisor(lock).run()
+        except CannotServe as error:
+            raise CommandError(str(error)) from error
+        self.stdout.write("Stopped. Answers under way go on after the next start.")
+
+
+def check_database() -> None:
+    try:
+        executor = MigrationExecutor(connection)
+        waiting = executor.migration_plan(executor.loader.graph.leaf_nodes())
+    except DatabaseError as error:
+        raise CannotServe(f"The database cannot be used: {error}") from error
+    if waiting:
+        raise CannotServe("The database is not up to date. Run: manage.py migrate")
+
+
+def check_model() -> None:
+    """The default model is registered and its file is where it should be."""
+    slug = settings.MODEL
+    if slug not in CATALOGUE:
+        raise CannotServe(f"There is no model {slug!r}. Known: {', '.join(sorted(CATALOGUE))}")
+    entry = CATALOGUE[slug]
+    if entry.file_name and not (settings.MODELS_DIR / entry.file_name).is_file():
+        raise CannotServe(f"The model is not here yet. Run: manage.py models pull {slug}")
+    if Release.objects.serving() is None:
+        register(entry)

@@ -1,0 +1,168 @@
+"""`manage.py serve`: keeps one web process and one worker process running, and ends them together.
+
+If this process dies without a word (kill -9), both children see the end of the lifeline pipe
+and end by themselves; the lock on the data goes with the last of them.
+"""
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from django.conf import settings
+
+from inference.management.commands.worker import EXIT_UNUSABLE
+from inference.models import Generation, Worker
+
+GRACE_SECONDS = 25.0
+RESTART_PAUSE = 1.0  # before another start of something that did not live ten seconds
+BASE = Path(settings.BASE_DIR)
+ANY_ADDRESS = {"0.0.0.0", "::", ""}  # noqa: S104 (recognised here, not bound to)
+
+
+class CannotServe(Exception):
+    """One clear sentence about what is wrong and what to do."""
+
+
+def take_lock() -> int:
+    """Hold DATA_DIR for this installation. The children inherit the lock: it lasts as they do."""
+    path = Path(settings.DATA_DIR) / "serve.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        address = os.read(descriptor, 200).decode() or "another address"
+        os.close(descriptor)
+        raise CannotServe(
+            f"Chatsite is already running on this data, at {address}. "
+            "Use that one, stop it, or start with another DATA_DIR."
+        ) from None
+    os.truncate(descriptor, 0)
+    os.pwrite(descriptor, address_to_show().encode(), 0)
+    os.set_inheritable(descriptor, True)
+    return descriptor
+
+
+def address_to_show() -> str:
+    host = "127.0.0.1" if settings.HOST in ANY_ADDRESS else settings.HOST
+    return f"http://{host}:{settings.PORT}/"
+
+
+def check_port() -> None:
+    family = socket.AF_INET6 if ":" in settings.HOST else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.HOST, settings.PORT))
+        except OSError as error:
+            raise CannotServe(
+                f"Cannot listen on {settings.HOST}:{settings.PORT} ({error.strerror}). "
+                "Choose another port: PORT=8001 make run"
+            ) from error
+
+
+@dataclass(slots=True)
+class Child:
+    """A process to keep running. `died` is told the exit code before a new start."""
+
+    name: str
+    start: Callable[[], subprocess.Popen[bytes]]
+    died: Callable[[int], None] = lambda code: None
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    restart_at: float = 0.0
+
+    def ensure(self) -> None:
+        """Start it if it is not running (after a pause, if it died young)."""
+        if self.process is not None and (code := self.process.poll()) is not None:
+            self.process = None
+            young = time.monotonic() - self.started_at < 10
+            self.restart_at = time.monotonic() + (RESTART_PAUSE if young else 0)
+            self.died(code)
+        if self.process is None and time.monotonic() >= self.restart_at:
+            self.started_at = time.monotonic()
+            self.process = self.start()
+
+
+@dataclass(slots=True)
+class Supervisor:
+    lock: int
+    boot_id: UUID = field(default_factory=uuid4)
+    stopping: bool = False
+    failure: str = ""
+
+    def run(self) -> None:
+        """Supervise until SIGTERM or Ctrl-C. Raises CannotServe when a child cannot live."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        self._void_leases_of_earlier_runs()
+        reader, writer = os.pipe()
+        children = [
+            Child("web", lambda: self._start_web(reader)),
+            Child("worker", lambda: self._start_worker(reader), self._worker_died),
+        ]
+        while not self.stopping:
+            for child in children:
+                child.ensure()
+            time.sleep(0.05)
+        self._end(children)
+        os.close(writer)
+        if self.failure:
+            raise CannotServe(self.failure)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.stopping = True
+
+    def _void_leases_of_earlier_runs(self) -> None:
+        """We hold the lock, so no worker of this installation is alive."""
+        for worker in Worker.objects.filter(node=Worker.this_node()).exclude(state="gone"):
+            self._bury(worker.boot_id)
+
+    def _bury(self, boot_id: UUID) -> None:
+        Worker.objects.filter(boot_id=boot_id).update(state=Worker.State.GONE)
+        Generation.objects.void_leases(boot_id)
+
+    def _start_web(self, lifeline: int) -> subprocess.Popen[bytes]:
+        gunicorn = [sys.executable, "-m", "gunicorn", "-c", str(BASE / "deploy/gunicorn.conf.py")]
+        return self._spawn(gunicorn, {}, lifeline)
+
+    def _start_worker(self, lifeline: int) -> subprocess.Popen[bytes]:
+        self.boot_id = uuid4()
+        worker = [sys.executable, str(BASE / "manage.py"), "worker"]
+        return self._spawn(worker, {"CHATSITE_BOOT_ID": str(self.boot_id)}, lifeline)
+
+    def _spawn(
+        self, command: list[str], environment: dict[str, str], lifeline: int
+    ) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            env={**os.environ, **environment, "CHATSITE_LIFELINE": str(lifeline)},
+            cwd=BASE,
+            pass_fds=(self.lock, lifeline),
+            start_new_session=True,  # Ctrl-C reaches us alone; we end the children in order
+        )
+
+    def _worker_died(self, code: int) -> None:
+        self._bury(self.boot_id)
+        if code == EXIT_UNUSABLE:
+            self.failure = "The model could not be loaded (see above). Run: manage.py models verify"
+            self.stopping = True
+
+    def _end(self, children: list[Child]) -> None:
+        running = [child.process for child in children if child.process]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + GRACE_SECONDS
+        for process in running:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

@@ -1,0 +1,44 @@
+"""How gunicorn serves sockets and pages. `manage.py serve` and containers both use it."""
+
+import os
+import signal
+import threading
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+wsgi_app = "chatsite.asgi:application"
+worker_class = "asgi"
+asgi_loop = "uvloop"
+asgi_lifespan = "off"
+workers = 1
+bind = f"{os.environ.get('HOST', '127.0.0.1')}:{os.environ.get('PORT', '8000')}"
+graceful_timeout = 10
+timeout = 60
+keepalive = 20
+websocket_max_message_size = 64 * 1024
+loglevel = "warning"
+accesslog = None
+control_socket_disable = True
+
+
+def when_ready(server: Any) -> None:
+    """End with the supervisor, also when it was killed: its lifeline pipe then ends."""
+    if lifeline := os.environ.get("CHATSITE_LIFELINE"):
+        threading.Thread(target=_follow, args=(int(lifeline),), daemon=True).start()
+
+
+def _follow(lifeline: int) -> None:
+    os.read(lifeline, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def post_worker_init(worker: Any) -> None:
+    """On SIGTERM say goodbye to every socket before gunicorn waits for connections to end."""
+    from chatsite.draining import begin_draining
+
+    def drain() -> None:
+        begin_draining()
+        worker.handle_exit_signal()
+
+    worker.loop.add_signal_handler(signal.SIGTERM, drain)

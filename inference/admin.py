@@ -1,0 +1,142 @@
+"""Models, releases, workers and runs, for staff."""
+
+from typing import Any, ClassVar
+
+from django.contrib import admin
+from django.db.models import Count, Q, QuerySet
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from accounts.admin import RecordAdmin
+from inference.models import Chunk, Generation, Model, Prompt, Release, Worker
+
+
+def link(row: Any, text: str = "") -> SafeString:
+    """A link to a row's own admin page."""
+    page = reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_change", args=[row.pk])
+    return format_html('<a href="{}">{}</a>', page, text or str(row))
+
+
+@admin.register(Model)
+class ModelAdmin(admin.ModelAdmin):
+    list_display = ("slug", "title", "is_enabled", "live_releases", "created_at")
+    list_filter = ("is_enabled",)
+    search_fields = ("slug", "title", "description")
+    readonly_fields = ("created_at",)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Model]:
+        live = Count("releases", filter=Q(releases__state=Release.State.LIVE))
+        return super().get_queryset(request).annotate(live=live)
+
+    @admin.display(ordering="live")
+    def live_releases(self, model: Any) -> int:
+        return int(model.live)
+
+
+@admin.register(Release)
+class ReleaseAdmin(admin.ModelAdmin):
+    """A release never changes; what changes is whether people get it."""
+
+    list_display = ("__str__", "engine", "weights_file", "context_tokens", "state", "created_at")
+    list_filter = ("state", "engine", "model")
+    list_select_related = ("model",)
+    search_fields = ("model__slug", "weights_file", "weights_sha256")
+    actions = ("put_live", "retire")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+        fixed = [field.name for field in Release._meta.fields if field.name not in ("id", "state")]
+        return fixed if obj else ["created_at"]
+
+    @admin.action(description="Put live: people get the highest live version")
+    def put_live(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
+        releases.update(state=Release.State.LIVE)
+
+    @admin.action(description="Retire: nobody gets it any more")
+    def retire(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
+        releases.update(state=Release.State.RETIRED)
+
+
+@admin.register(Worker)
+class WorkerAdmin(RecordAdmin):
+    list_display = ("node", "pid", "release", "state", "percent_loaded", "slots", "seen_at")
+    list_filter = ("state", "release")
+    list_select_related = ("release__model",)
+    search_fields = ("node", "boot_id", "pid")
+    ordering = ("-started_at",)
+
+
+@admin.register(Generation)
+class GenerationAdmin(RecordAdmin):
+    content = ("text", "token_ids")
+    list_display = (
+        "id",
+        "person",
+        "release",
+        "purpose",
+        "status",
+        "queued_at",
+        "queue_wait",
+        "time_to_first_token",
+        "completion_tokens",
+        "speed",
+        "attempts",
+    )
+    list_filter = ("status", "purpose", "finish_reason", "release", "queued_at")
+    list_select_related = ("user", "release__model")
+    search_fields = ("=id", "=user__username", "=branch", "error", "=boot_id")
+    date_hierarchy = "queued_at"
+    ordering = ("-queued_at",)
+    actions = ("stop",)
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
+        links = ["prompt_page", "log_page", "queue_wait", "time_to_first_token", "speed"]
+        return [*super().get_fields(request, obj), *links]
+
+    readonly_fields = ("prompt_page", "log_page", "queue_wait", "time_to_first_token", "speed")
+
+    def has_stop_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("inference.change_generation")
+
+    @admin.action(description="Stop these runs", permissions=["stop"])
+    def stop(self, request: HttpRequest, generations: QuerySet[Any]) -> None:
+        Generation.objects.filter(pk__in=generations.values("pk")).cancel()
+
+    @admin.display(description="user", ordering="user__username")
+    def person(self, run: Generation) -> SafeString:
+        return link(run.user)
+
+    @admin.display(description="tokens/s")
+    def speed(self, run: Generation) -> str:
+        return f"{run.tokens_per_second:.0f}" if run.tokens_per_second else "-"
+
+    @admin.display(description="prompt")
+    def prompt_page(self, run: Generation) -> SafeString | str:
+        prompt = Prompt.objects.filter(pk=run.pk).first()
+        return link(prompt) if prompt else "-"
+
+    @admin.display(description="log")
+    def log_page(self, run: Generation) -> SafeString:
+        page = reverse("admin:inference_chunk_changelist")
+        return format_html('<a href="{}?generation={}">{} events</a>', page, run.pk, run.log_seq)
+
+
+@admin.register(Prompt)
+class PromptAdmin(RecordAdmin):
+    content = ("messages",)
+    list_display = ("generation_id", "left_out", "left_out_before")
+    search_fields = ("=generation__id",)
+    ordering = ("-generation_id",)
+
+
+@admin.register(Chunk)
+class ChunkAdmin(RecordAdmin):
+    content = ("text", "token_ids")
+    list_display = ("generation_id", "epoch", "seq", "fence", "kind", "offset")
+    list_filter: ClassVar = ["kind"]
+    search_fields = ("=generation__id",)
+    ordering = ("-id",)
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        return lookup == "generation" or super().lookup_allowed(lookup, value, request)

@@ -1,0 +1,64 @@
+"""Fits a conversation into the context window by real token counts, and says what was left out."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+from inference.engines.base import Engine, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """`left_out` oldest messages, and `cut_characters` from the end of the newest, did not fit."""
+
+    turns: tuple[Turn, ...]
+    left_out: int = 0
+    cut_characters: int = 0
+
+
+async def fit(engine: Engine, turns: Sequence[Turn], answer_tokens: int) -> Fitted:
+    """Keep the system prompt and the newest turns, with room for `answer_tokens`.
+
+    The room is a quarter of the window at most. The result depends on nothing but the
+    arguments, so a takeover arrives at the same prompt.
+    """
+    window = engine.capacity().context_tokens
+    room = window - min(answer_tokens, window // 4)
+
+    async def fits(candidate: Sequence[Turn]) -> bool:
+        return await engine.count_tokens(candidate) <= room
+
+    if await fits(turns):
+        return Fitted(tuple(turns))
+    system = [turn for turn in turns[:1] if turn.role == "system"]
+    rest = list(turns[len(system) :])
+    drop = await _smallest(1, len(rest) - 1, lambda n: fits([*system, *rest[n:]]))
+    while drop < len(rest) - 1 and rest[drop].role != "user":
+        drop += 1  # a conversation begins with a person
+    kept = [*system, *rest[drop:]]
+    if await fits(kept):
+        return Fitted(tuple(kept), left_out=drop)
+    return await _cut_newest(kept, drop, fits)
+
+
+async def _cut_newest(
+    turns: list[Turn], left_out: int, fits: Callable[[Sequence[Turn]], Awaitable[bool]]
+) -> Fitted:
+    newest = turns[-1]
+
+    def shortened(cut: int) -> list[Turn]:
+        kept = newest.content[: len(newest.content) - cut]
+        return [*turns[:-1], replace(newest, content=kept)]
+
+    cut = await _smallest(1, len(newest.content), lambda n: fits(shortened(n)))
+    return Fitted(tuple(shortened(cut)), left_out, cut)
+
+
+async def _smallest(low: int, high: int, holds: Callable[[int], Awaitable[bool]]) -> int:
+    """The smallest number from low to high for which it holds; `high` when it never does."""
+    while low < high:
+        middle = (low + high) // 2
+        if await holds(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return max(low, 0)

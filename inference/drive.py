@@ -1,0 +1,212 @@
+"""One claimed generation on its way through the engine into its log."""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from inference import doorbell, failpoints
+from inference.context import fit
+from inference.database import in_database
+from inference.engines.base import Delta, Engine, EngineError, Request, Sampling, Turn, Usage
+from inference.models import Generation
+from inference.tokenlog import Fenced, Tail, pack
+
+FLUSH_SECONDS = 0.025
+FLUSH_TOKENS = 64
+CANCEL_POLL_SECONDS = 1.0
+
+
+@dataclass(slots=True)
+class Buffer:
+    """What the engine produced since the last flush."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    last: Delta | None = None
+    error: Exception | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.text += delta.text
+        self.token_ids.extend(delta.token_ids)
+        self.last = delta if delta.finish else None
+
+    @property
+    def ended(self) -> bool:
+        return self.last is not None or self.error is not None
+
+
+class Drive:
+    """Runs one claim of one generation, from adopting its log to its terminal event.
+
+    Whatever else happens, the log's fence decides: a write that is refused ends the drive.
+    """
+
+    def __init__(self, engine: Engine, run: Generation) -> None:
+        self._engine = engine
+        self._generation = run
+        self.fence = run.fence
+        self._log = run.log
+        self._tail = Tail(0, 0, "", ())
+        self._usage = Usage()
+        self._buffer = Buffer()
+        self._news = asyncio.Event()  # something is in the buffer, or somebody wants an end
+        self._cancelled = run.cancelled_at is not None
+        self._handing_over = False
+
+    @property
+    def is_alone(self) -> bool:
+        """On its last try and without a new token yet: nothing may run beside it."""
+        run = self._generation
+        on_last_try = run.fruitless_attempts >= run.MAX_FRUITLESS_ATTEMPTS
+        return on_last_try and self._tail.seq == run.log_seq
+
+    # --- from the runner ------------------------------------------------------------------
+    def hand_over(self) -> None:
+        """Log what there is and give the run back for another worker to go on with."""
+        self._handing_over = True
+        self._news.set()
+
+    def abandon(self) -> None:
+        """The lease is lost: another worker has the run."""
+        self._buffer.error = Fenced()
+        self._news.set()
+
+    async def run(self) -> None:
+        with contextlib.suppress(Fenced):
+            failpoints.hit("claimed")
+            self._tail = await in_database(self._log.adopt, self.fence)
+            if self._cancelled:
+                await self._finish("stopped", "stop_requested")
+                return
+            try:
+                request = await self._request()
+            except EngineError as error:
+                await self._finish("failed", "error", str(error))
+                return
+            await self._stream(request)
+
+    # --- the prompt -----------------------------------------------------------------------
+    async def _request(self) -> Request:
+        prompt = self._generation.prompt
+        sampling = Sampling.from_parameters(prompt.parameters)
+        turns = [Turn(message["role"], message["content"]) for message in prompt.messages]
+        fitted = await fit(self._engine, turns, sampling.max_tokens)
+        if (fitted.left_out, fitted.cut_characters) != (prompt.left_out, prompt.cut_characters):
+            prompt.left_out, prompt.cut_characters = fitted.left_out, fitted.cut_characters
+            await in_database(prompt.save, update_fields=["left_out", "cut_characters"])
+        total = sampling.max_tokens + self._generation.inherited_tokens
+        evaluation = tuple(prompt.evaluation) if prompt.evaluation else None
+        return Request(
+            turns=fitted.turns,
+            sampling=replace(sampling, max_tokens=total),
+            emitted=self._tail.token_ids,
+            evaluation=evaluation,
+            scope=f"{self._generation.user_id}:{self._generation.purpose}",
+        )
+
+    # --- the answer -----------------------------------------------------------------------
+    async def _stream(self, request: Request) -> None:
+        helpers = [
+            asyncio.create_task(self._pump(request)),
+            asyncio.create_task(self._watch_for_cancel()),
+        ]
+        try:
+            await self._flush_until_ended()
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+
+    async def _pump(self, request: Request) -> None:
+        try:
+            async with contextlib.aclosing(self._engine.generate(request)) as stream:
+                async for delta in stream:
+                    if delta.evaluation is not None:
+                        await self._record_evaluation(delta.evaluation)
+                        continue
+                    self._buffer.add(delta)
+                    self._news.set()
+        except Exception as error:
+            self._buffer.error = error
+            self._news.set()
+
+    async def _record_evaluation(self, evaluation: tuple[int, ...]) -> None:
+        prompt = self._generation.prompt
+        if prompt.evaluation is None:
+            prompt.evaluation = list(evaluation)
+            await in_database(prompt.save, update_fields=["evaluation"])
+        failpoints.hit("prefill")
+
+    async def _watch_for_cancel(self) -> None:
+        runs = Generation.objects.filter(pk=self._generation.pk, cancelled_at__isnull=False)
+        async with doorbell.subscribe(f"cancel:{self._generation.pk}") as bell:
+            while not await in_database(runs.exists):
+                await bell.wait(CANCEL_POLL_SECONDS)
+        self._cancelled = True
+        self._news.set()
+
+    async def _flush_until_ended(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            buffer, self._buffer = self._buffer, Buffer()
+            if isinstance(buffer.error, Fenced):
+                raise buffer.error
+            if not self._cancelled:
+                await self._flush(buffer)
+            if await self._ended(buffer):
+                return
+            await self._gather_more()
+
+    async def _gather_more(self) -> None:
+        """Let tokens come together for one flush, unless there is a reason not to wait."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_SECONDS):
+                while not (self._cancelled or self._handing_over or self._buffer.ended):
+                    if len(self._buffer.token_ids) >= FLUSH_TOKENS:
+                        return
+                    await self._news.wait()
+                    self._news.clear()
+        if self._buffer.token_ids or self._buffer.ended or self._cancelled or self._handing_over:
+            self._news.set()
+
+    async def _flush(self, buffer: Buffer) -> None:
+        if not (buffer.text or buffer.token_ids):
+            return
+        tail, ids = self._tail, tuple(buffer.token_ids)
+        asked_to_stop = await in_database(
+            self._log.append, self.fence, tail.seq + 1, buffer.text, ids
+        )
+        self._tail = Tail(tail.epoch, tail.seq + 1, tail.text + buffer.text, tail.token_ids + ids)
+        self._cancelled = self._cancelled or asked_to_stop
+
+    async def _ended(self, buffer: Buffer) -> bool:
+        """End the run if it is time to; the first of two racing reasons wins."""
+        if self._cancelled:
+            await self._finish("stopped", "stop_requested")
+        elif isinstance(buffer.error, EngineError):
+            await self._finish("failed", "error", str(buffer.error))
+        elif buffer.error:
+            raise buffer.error
+        elif buffer.last:
+            self._usage = buffer.last.usage or Usage()
+            await self._finish("done", buffer.last.finish or "end")
+        elif self._handing_over:
+            await in_database(Generation.objects.give_back, self._generation.pk, self.fence)
+        else:
+            return False
+        return True
+
+    async def _finish(self, kind: str, reason: str, error: str = "") -> None:
+        run, tail = self._generation, self._tail
+        result: dict[str, Any] = {
+            "text": tail.text,
+            "token_ids": pack(tail.token_ids),
+            "finish_reason": reason,
+            "error": error[:300],
+            "prompt_tokens": self._usage.prompt,
+            "cached_tokens": self._usage.cached,
+            "completion_tokens": len(tail.token_ids) - run.inherited_tokens,
+        }
+        await in_database(self._log.finish, self.fence, tail.seq + 1, kind, **result)

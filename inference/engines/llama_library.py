@@ -1,0 +1,192 @@
+"""The few calls of llama.cpp the engine needs, with Python types. One thread at a time.
+
+The environment variable OMP_WAIT_POLICY must be "passive" before this module is imported
+(manage.py sets it): spinning OpenMP threads slow a shared machine by an order of magnitude.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp as library
+import numpy as np
+
+from inference.engines.base import EngineError
+from inference.engines.sampler import Logits
+from inference.engines.template import Segment
+
+ABORTED = 2
+MAGIC = b"GGUF"
+
+
+@library.llama_log_callback  # type: ignore[untyped-decorator]
+def _no_log(level: int, text: bytes, data: object) -> None:
+    """llama.cpp reports every tensor it loads; errors reach us as return values."""
+
+
+library.llama_log_set(_no_log, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One token of a batch: at `position` of sequence `slot`; `wanted`: its logits are."""
+
+    token: int
+    position: int
+    slot: int
+    wanted: bool = False
+
+
+class AbortFlag:
+    """Tells a running decode to give up, without running Python inside it.
+
+    llama.cpp calls `bool callback(void *data)` between the nodes of its graph, far too often
+    for Python. libc's strlen has just the shape needed: it returns 0 for an empty string.
+    """
+
+    def __init__(self) -> None:
+        self._text = ctypes.create_string_buffer(2)
+        self.data = ctypes.cast(self._text, ctypes.c_void_p)
+        self.callback = library.ggml_abort_callback(("strlen", ctypes.CDLL(None)))
+
+    def raise_(self) -> None:
+        self._text[0] = b"x"
+
+    def lower(self) -> None:
+        self._text[0] = b"\0"
+
+
+class Weights:
+    """A loaded model file: vocabulary, template, tensors."""
+
+    def __init__(self, path: Path, progress: Callable[[int], None]) -> None:
+        _check_header(path)
+
+        @library.llama_progress_callback  # type: ignore[untyped-decorator]
+        def report(fraction: float, data: object) -> bool:
+            progress(int(fraction * 100))
+            return True
+
+        parameters = library.llama_model_default_params()
+        parameters.progress_callback = report
+        self.handle: Any = library.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self.handle:
+            raise EngineError(f"The model file {path.name} is broken or not supported.")
+        self.vocabulary = library.llama_model_get_vocab(self.handle)
+        self.size = library.llama_vocab_n_tokens(self.vocabulary)
+        self.trained_context = library.llama_model_n_ctx_train(self.handle)
+
+    def tokenize(self, segments: Sequence[Segment]) -> list[int]:
+        tokens: list[int] = []
+        if library.llama_vocab_get_add_bos(self.vocabulary):
+            tokens.append(library.llama_vocab_bos(self.vocabulary))
+        for segment in segments:
+            tokens.extend(self._tokenize(segment.text.encode(), segment.trusted))
+        return tokens[1:] if tokens[:1] == tokens[1:2] == [self._bos()] else tokens
+
+    def _bos(self) -> int:
+        return int(library.llama_vocab_bos(self.vocabulary))
+
+    def _tokenize(self, text: bytes, special: bool) -> list[int]:
+        room = len(text) + 8
+        out = (library.llama_token * room)()
+        count = library.llama_tokenize(self.vocabulary, text, len(text), out, room, False, special)
+        if count < 0:
+            raise EngineError("The text could not be turned into tokens.")
+        return list(out[:count])
+
+    def piece(self, token: int) -> bytes:
+        out = ctypes.create_string_buffer(256)
+        count = library.llama_token_to_piece(self.vocabulary, token, out, 256, 0, False)
+        return out.raw[: max(count, 0)]
+
+    def ends_answer(self, token: int) -> bool:
+        return bool(library.llama_vocab_is_eog(self.vocabulary, token))
+
+    def special_text(self, token: int) -> str:
+        text = library.llama_vocab_get_text(self.vocabulary, token) if token >= 0 else None
+        return text.decode(errors="replace") if text else ""
+
+    def template_source(self) -> str:
+        source = library.llama_model_chat_template(self.handle, None)
+        return source.decode(errors="replace") if source else ""
+
+    def free(self) -> None:
+        library.llama_model_free(self.handle)
+
+
+def _check_header(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise EngineError(
+            f"The model file {path.name} cannot be read: {error.strerror}."
+        ) from error
+    if magic != MAGIC:
+        raise EngineError(f"{path.name} is not a model file in the GGUF format.")
+
+
+class Context:
+    """A cache of `slots` sequences of `tokens` each, and the decode call.
+
+    Each sequence has a cache of its own (kv_unified off) and flash attention is off: with
+    these two, a sequence's logits are the same to the bit whatever the others do (measured;
+    docs/architecture.md), which is what continued answers rest on.
+    """
+
+    def __init__(self, weights: Weights, slots: int, tokens: int, batch: int) -> None:
+        parameters = library.llama_context_default_params()
+        parameters.n_ctx = slots * tokens
+        parameters.n_seq_max = slots
+        parameters.n_batch = parameters.n_ubatch = batch
+        parameters.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        parameters.kv_unified = False
+        self.abort = AbortFlag()
+        self.handle: Any = library.llama_init_from_model(weights.handle, parameters)
+        if not self.handle:
+            raise EngineError("Not enough memory for the model's context; lower CONTEXT_TOKENS.")
+        library.llama_set_abort_callback(self.handle, self.abort.callback, self.abort.data)
+        self._memory = library.llama_get_memory(self.handle)
+        self._batch = library.llama_batch_init(batch, 0, 1)
+        self._vocabulary = weights.size
+        self.tokens = library.llama_n_ctx_seq(self.handle)
+
+    def decode(self, entries: Sequence[Entry]) -> dict[int, Logits] | None:
+        """Evaluate these tokens in one step: logits by slot, or None when aborted."""
+        batch = self._batch
+        for index, entry in enumerate(entries):
+            batch.token[index] = entry.token
+            batch.pos[index] = entry.position
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = entry.slot
+            batch.logits[index] = entry.wanted
+        batch.n_tokens = len(entries)
+        result = library.llama_decode(self.handle, batch)
+        if result == ABORTED:
+            return None
+        if result != 0:
+            raise EngineError(f"The model could not evaluate the text (code {result}).")
+        return {e.slot: self._logits(i) for i, e in enumerate(entries) if e.wanted}
+
+    def _logits(self, index: int) -> Logits:
+        # Not copied: valid until the next decode.
+        pointer = library.llama_get_logits_ith(self.handle, index)
+        return np.ctypeslib.as_array(pointer, (self._vocabulary,))
+
+    def use_threads(self, count: int) -> None:
+        library.llama_set_n_threads(self.handle, count, count)
+
+    def forget(self, slot: int, start: int) -> None:
+        """Drop a slot's tokens from position `start` on."""
+        library.llama_memory_seq_rm(self._memory, slot, start, -1)
+
+    def free(self) -> None:
+        library.llama_batch_free(self._batch)
+        library.llama_free(self.handle)
+
+
+def build() -> str:
+    return f"llama.cpp {library.__version__} {library.llama_print_system_info().decode().strip()}"

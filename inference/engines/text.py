@@ -1,0 +1,55 @@
+"""From token ids to text people can be shown: whole characters, no stop strings."""
+
+import codecs
+from collections.abc import Callable, Sequence
+
+
+class TextAssembler:
+    """Turns the bytes of tokens into text, a pure function of the tokens fed so far.
+
+    Holds back bytes that do not make a whole character yet, and text that may turn out to
+    be the beginning of a stop string. A run that continues feeds the same tokens again
+    and is then in the same state, whatever was held back when it was interrupted.
+    """
+
+    def __init__(self, piece: Callable[[int], bytes], stop: Sequence[str] = ()) -> None:
+        self._piece = piece
+        self._stop = tuple(stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, token_id: int) -> str:
+        """The new text this token completes; "" while held back. After a stop string: always ""."""
+        if self.stopped:
+            return ""
+        return self._release(self._decoder.decode(self._piece(token_id)))
+
+    def flush(self) -> str:
+        """What was still held back, now that nothing more comes."""
+        if self.stopped:
+            return ""
+        text = self._release(self._decoder.decode(b"", final=True))
+        text, self._held = text + self._held, ""
+        return "" if self.stopped else text
+
+    def _release(self, text: str) -> str:
+        text = _clean(self._held + text)
+        cut = min((at for at in map(text.find, self._stop) if at >= 0), default=-1)
+        if cut >= 0:
+            self.stopped, self._held = True, ""
+            return text[:cut]
+        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def _clean(text: str) -> str:
+    # NUL is the one character PostgreSQL cannot store; no answer means anything by it.
+    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,177 @@
+"""The queue of record: enqueue, claim, lease, fence, cancel. The table is the queue.
+
+Every change of hands is a guarded update whose rows are counted; the database's clock is
+the only one that counts.
+"""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.conf import settings
+from django.db import models, transaction
+from django.db.models import F, Q, QuerySet
+from django.db.models.functions import Greatest, Now
+
+from inference import doorbell
+
+if TYPE_CHECKING:
+    from accounts.models import User
+    from inference.models import Generation, Release
+
+LEASE = timedelta(seconds=10)
+
+
+class GenerationQuerySet(QuerySet["Generation"]):
+    def visible_to(self, user: Any) -> "GenerationQuerySet":
+        return self.filter(user_id=user.pk) if user.is_authenticated else self.none()
+
+    def active(self) -> "GenerationQuerySet":
+        return self.filter(status__in=self.model.ACTIVE)
+
+    def claimable(self) -> "GenerationQuerySet":
+        """Nobody's, and not yet tried too often in vain."""
+        return self.unheld().filter(fruitless_attempts__lt=self.model.MAX_FRUITLESS_ATTEMPTS)
+
+    def unheld(self) -> "GenerationQuerySet":
+        """Queued, or left behind by a worker whose lease ran out."""
+        return self.filter(Q(status="queued") | Q(status="running", lease_until__lt=Now()))
+
+    def exhausted(self) -> "GenerationQuerySet":
+        """Left behind too often without a single new token: the next try would be no better."""
+        return self.unheld().filter(fruitless_attempts__gte=self.model.MAX_FRUITLESS_ATTEMPTS)
+
+    def fail_exhausted(self) -> None:
+        for run in self.exhausted():
+            run.log.end_unclaimed("failed", "The model stopped working at this point three times.")
+
+    def in_queue_order(self) -> "GenerationQuerySet":
+        return self.order_by("priority", "queued_at", "id")
+
+    def enqueue(
+        self,
+        *,
+        user: "User",
+        release: "Release",
+        messages: list[dict[str, str]],
+        parameters: dict[str, Any] | None = None,
+        left_out_before: int = 0,
+        lengthens: "Generation | None" = None,
+        **fields: Any,
+    ) -> "Generation":
+        """Store a run and its frozen prompt; wake a worker once the transaction commits.
+
+        `lengthens` starts the log with an ended run's whole text and tokens, so that the
+        worker goes on after them exactly as it does after a crash. Raises IntegrityError
+        when the branch already has an active run.
+        """
+        from inference.models import Prompt
+
+        with transaction.atomic():
+            generation = self.create(
+                user=user, release=release, **{"priority": user.priority, **fields}
+            )
+            Prompt.objects.create(
+                generation=generation,
+                messages=messages,
+                parameters=release.sampling_for(parameters or {}),
+                left_out_before=left_out_before,
+            )
+            if lengthens:
+                generation.log.inherit(lengthens)
+            transaction.on_commit(lambda: doorbell.ring("work"))
+        return generation
+
+    def claim(
+        self, release: "Release", boot_id: UUID, limit: int, idle: bool = True
+    ) -> "list[Generation]":
+        """Take up to `limit` runs of a release for this worker: fence raised, lease started.
+
+        A run on its last try is taken only by an idle worker, and alone: should the process
+        die again, it is to blame, and nobody else's answer is lost with it.
+        """
+        with transaction.atomic():
+            candidates = (
+                self.claimable()
+                .filter(release=release)
+                .in_queue_order()
+                .select_for_update(skip_locked=True)[:limit]
+            )
+            taken = [run.pk for run in _together(candidates, idle) if self._take(run, boot_id)]
+        return list(self.filter(pk__in=taken).select_related("prompt").in_queue_order())
+
+    def _take(self, run: "Generation", boot_id: UUID) -> bool:
+        return bool(
+            self.claimable()
+            .filter(pk=run.pk, fence=run.fence)
+            .update(
+                status="running",
+                fence=F("fence") + 1,
+                boot_id=boot_id,
+                lease_until=Now() + LEASE,
+                attempts=F("attempts") + 1,
+                fruitless_attempts=F("fruitless_attempts") + 1,
+                started_at=models.functions.Coalesce("started_at", Now()),
+            )
+        )
+
+    def renew(self, fences: dict[UUID, int]) -> set[UUID]:
+        """Extend the leases of these runs; returns those still held under the fence given."""
+        with transaction.atomic():
+            return {pk for pk, fence in fences.items() if self._extend_lease(pk, fence)}
+
+    def _held(self, pk: UUID, fence: int) -> "GenerationQuerySet":
+        return self.filter(pk=pk, fence=fence, status="running")
+
+    def _extend_lease(self, pk: UUID, fence: int) -> bool:
+        return bool(self._held(pk, fence).update(lease_until=Now() + LEASE))
+
+    def give_back(self, pk: UUID, fence: int) -> bool:
+        """Release a run during a drain: anyone may claim it now, and the attempt is not counted."""
+        released = self._held(pk, fence).update(
+            lease_until=Now() - LEASE,
+            attempts=F("attempts") - 1,
+            fruitless_attempts=Greatest(F("fruitless_attempts"), 1) - 1,  # 0 after any token
+        )
+        return bool(released)
+
+    def void_leases(self, boot_id: UUID) -> int:
+        """A worker is known to be dead: what it held can be claimed at once."""
+        voided = self.filter(boot_id=boot_id, status="running").update(lease_until=Now() - LEASE)
+        if voided:
+            doorbell.ring("work")
+        return voided
+
+    def cancel(self) -> None:
+        """Ask these runs to stop. A queued one ends here; a running one at its next flush."""
+        for run in self.active():
+            self.filter(pk=run.pk, cancelled_at=None).update(cancelled_at=Now())
+            if not run.log.end_unclaimed("stopped"):
+                doorbell.ring(f"cancel:{run.pk}")
+
+    def position_of(self, run: "Generation") -> int:
+        """How many runs, this one included, wait for the same release up to this one's turn."""
+        # Compared inside the database: SQLite keeps times as text, to the millisecond, and a
+        # time that has been through Python has more digits.
+        queued_at = self.filter(pk=run.pk).values("queued_at")[:1]
+        ahead = Q(priority__lt=run.priority) | Q(priority=run.priority, queued_at__lt=queued_at)
+        return self.filter(ahead, release_id=run.release_id, status="queued").count() + 1
+
+    def expire_logs(self) -> None:
+        """Drop the events of runs that ended a while ago; their text is on the row itself."""
+        from inference.models import Chunk
+
+        age = timedelta(seconds=settings.LOG_RETENTION_SECONDS)
+        old = self.filter(finished_at__lt=Now() - age, chunks__isnull=False).distinct()
+        Chunk.objects.filter(generation__in=list(old.values_list("pk", flat=True)[:100])).delete()
+
+
+def _together(candidates: "Iterable[Generation]", idle: bool) -> "list[Generation]":
+    """The first candidates that may run side by side; one on its last try only by itself."""
+    chosen: list[Generation] = []
+    for run in candidates:
+        if run.is_on_its_last_try:
+            return chosen or ([run] if idle else [])
+        chosen.append(run)
+    return chosen

@@ -1,0 +1,110 @@
+"""The loop of a worker: claims generations, drives them through the engine into their logs."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from uuid import UUID
+
+from django.db import DatabaseError
+
+from inference import doorbell
+from inference.database import in_database
+from inference.drive import Drive
+from inference.engines.base import Engine
+from inference.models import Generation, Release, Worker
+
+log = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 2.0  # longest wait of a queued run whose wake-up was lost
+RENEW_SECONDS = 2.5  # a quarter of the lease
+STALL_SECONDS = 60.0  # an engine with work that shows nothing for this long is wedged
+EXIT_WEDGED = 70
+
+
+class Runner:
+    """`boot_id` names this process in the leases it holds."""
+
+    def __init__(self, engine: Engine, release: Release, boot_id: UUID) -> None:
+        self._engine = engine
+        self._release = release
+        self._boot_id = boot_id
+        self._drives: dict[UUID, Drive] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self._bell: doorbell.Bell | None = None
+
+    async def run(self) -> None:
+        """Claim and drive until `drain` is called."""
+        housekeeping = asyncio.create_task(self._keep_house())
+        try:
+            async with doorbell.subscribe("work") as self._bell:
+                while not self._draining:
+                    await self._claim()
+                    await self._bell.wait(SWEEP_SECONDS)
+        finally:
+            housekeeping.cancel()
+
+    async def drain(self, seconds: float) -> None:
+        """Stop claiming; let answers run on for `seconds`, then hand the rest over, uncounted."""
+        self._draining = True
+        if self._bell:
+            self._bell.ring()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+        for drive in self._drives.values():
+            drive.hand_over()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=4)
+
+    async def _claim(self) -> None:
+        free = self._engine.capacity().slots - len(self._drives)
+        if any(drive.is_alone for drive in self._drives.values()):
+            free = 0
+        try:
+            await in_database(Generation.objects.fail_exhausted)
+            if free > 0:
+                claimed = Generation.objects.claim
+                idle = not self._drives
+                for run in await in_database(claimed, self._release, self._boot_id, free, idle):
+                    self._start(run)
+        except DatabaseError:
+            log.exception("The queue could not be read; trying again.")
+
+    def _start(self, run: Generation) -> None:
+        drive = self._drives[run.pk] = Drive(self._engine, run)
+        task = asyncio.create_task(drive.run(), name=f"generation {run.pk}")
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._ended(run, done))
+
+    def _ended(self, run: Generation, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._drives.pop(run.pk, None)
+        if not task.cancelled() and (error := task.exception()):
+            # Its lease runs out and the run is tried again, at most three times in vain.
+            log.error("Generation %s broke off.", run.pk, exc_info=error)
+        if self._bell:
+            self._bell.ring()  # a slot is free
+
+    async def _keep_house(self) -> None:
+        while True:
+            started = time.monotonic()
+            self._exit_if_wedged()
+            with contextlib.suppress(DatabaseError):
+                await self._renew()
+                await in_database(Generation.objects.expire_logs)
+            await asyncio.sleep(RENEW_SECONDS - (time.monotonic() - started))
+
+    async def _renew(self) -> None:
+        fences = {pk: drive.fence for pk, drive in self._drives.items()}
+        held = await in_database(Generation.objects.renew, fences)
+        for pk in fences.keys() - held:
+            if drive := self._drives.get(pk):
+                drive.abandon()
+        await in_database(Worker.objects.filter(pk=self._boot_id).touch)
+
+    def _exit_if_wedged(self) -> None:
+        if self._engine.seconds_without_progress() > STALL_SECONDS:
+            log.critical("The engine has been stuck for %.0f s; starting anew.", STALL_SECONDS)
+            os._exit(EXIT_WEDGED)

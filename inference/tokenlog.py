@@ -1,0 +1,227 @@
+"""The log of a generation: dense, fenced, ended once. Readers are fed from nothing else.
+
+`DatabaseLog` keeps it in Chunk rows with its head on the Generation row. The contract
+that every back end must keep is tests/contract/test_tokenlog.py.
+"""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.conf import settings
+from django.db import connection, models, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+from django.utils.module_loading import import_string
+
+from inference import doorbell, failpoints
+
+if TYPE_CHECKING:
+    from inference.models import Generation
+
+NOW_SQL = {
+    "sqlite": "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')",
+    "postgresql": "STATEMENT_TIMESTAMP()",
+}
+
+
+class Fenced(Exception):
+    """The log has another writer now, or has ended: stop at once, your work is not wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """`offset` counts the characters (Unicode code points) before `text`."""
+
+    epoch: int
+    seq: int
+    kind: str
+    offset: int
+    text: str
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.kind != "delta"
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Where a new writer goes on: everything logged so far."""
+
+    epoch: int
+    seq: int
+    text: str
+    token_ids: tuple[int, ...]
+
+
+def pack(token_ids: Sequence[int]) -> bytes:
+    """Token ids as little 4-byte integers."""
+    return array("i", token_ids).tobytes()
+
+
+def unpack(data: bytes) -> tuple[int, ...]:
+    return tuple(array("i", data))
+
+
+class DatabaseLog:
+    """The log in the database: every write checks the fence in the same transaction."""
+
+    def __init__(self, generation_id: UUID) -> None:
+        self.id = generation_id
+
+    # --- readers --------------------------------------------------------------------------
+    def read(self, epoch: int, after: int) -> list[Event]:
+        """Events after `after`; from the start when `epoch` is not the current one any more."""
+        sql = """
+            SELECT c.epoch, c.seq, c.kind, c."offset", c.text
+            FROM inference_generation g
+            JOIN inference_chunk c ON c.generation_id = g.id AND c.epoch = g.epoch
+            WHERE g.id = %s AND c.seq > CASE WHEN g.epoch = %s THEN %s ELSE 0 END
+            ORDER BY c.seq
+        """
+        with connection.cursor() as cursor:
+            cursor.execute(sql, [self._key(), epoch, after])
+            return [Event(*row) for row in cursor.fetchall()]
+
+    def text(self) -> str:
+        return "".join(self._chunks().values_list("text", flat=True))
+
+    def _chunks(self) -> "models.QuerySet[Any]":
+        from inference.models import Chunk
+
+        return Chunk.objects.filter(generation=self.id, epoch=F("generation__epoch")).order_by(
+            "seq"
+        )
+
+    # --- the one writer -------------------------------------------------------------------
+    def adopt(self, fence: int) -> Tail:
+        """Become the writer under `fence` (from a claim) and learn what is logged already."""
+        run = self._generations().filter(pk=self.id, fence=fence, status="running").first()
+        if run is None:
+            raise Fenced
+        rows = list(self._chunks().values_list("text", "token_ids"))
+        ids = b"".join(bytes(row[1]) for row in rows)
+        return Tail(run.epoch, run.log_seq, "".join(row[0] for row in rows), unpack(ids))
+
+    def append(self, fence: int, seq: int, text: str, token_ids: Sequence[int]) -> bool:
+        """Write event `seq`; True means somebody asked the run to stop.
+
+        Raises Fenced when the fence is not current, `seq` is not the next one, or the
+        log has ended; then nothing is written.
+        """
+        failpoints.hit("before_append")
+        with transaction.atomic():
+            epoch, characters, cancelled = self._advance(fence, seq, len(text))
+            self._insert(epoch, seq, fence, "delta", characters - len(text), text, token_ids)
+            failpoints.hit("in_append")
+        failpoints.hit("after_append")
+        doorbell.ring(f"gen:{self.id}")
+        return cancelled
+
+    def _advance(self, fence: int, seq: int, characters: int) -> tuple[int, int, bool]:
+        # Raw SQL: this runs for every flush of every stream, and RETURNING saves a query.
+        sql = f"""
+            UPDATE inference_generation
+            SET log_seq = log_seq + 1, log_characters = log_characters + %s,
+                fruitless_attempts = 0, first_token_at = COALESCE(first_token_at, {self._now()})
+            WHERE id = %s AND fence = %s AND log_seq = %s AND status = 'running'
+            RETURNING epoch, log_characters, cancelled_at
+        """  # (SQLite 3.40 answers `cancelled_at IS NOT NULL` wrongly in a RETURNING clause)
+        with connection.cursor() as cursor:
+            cursor.execute(sql, [characters, self._key(), fence, seq - 1])
+            row = cursor.fetchone()
+        if row is None:
+            raise Fenced
+        return row[0], row[1], row[2] is not None
+
+    def _insert(
+        self, epoch: int, seq: int, fence: int, kind: str, offset: int, text: str,
+        token_ids: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        sql = """
+            INSERT INTO inference_chunk
+                (generation_id, epoch, seq, fence, kind, "offset", text, token_ids)
+            VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+        """
+        values = [self._key(), epoch, seq, fence, kind, offset, text, pack(token_ids)]
+        with connection.cursor() as cursor:
+            cursor.execute(sql, values)
+
+    def finish(self, fence: int, seq: int, kind: str, **result: Any) -> None:
+        """Write the terminal event, the result and what follows from it, all or nothing.
+
+        `result` are fields of Generation (text, token_ids, usage, error…).
+        Raises Fenced like append.
+        """
+        failpoints.hit("before_finish")
+        guard = {"fence": fence, "log_seq": seq - 1, "status": "running"}
+        if not self._end(kind, guard, result):
+            raise Fenced
+        failpoints.hit("after_finish")
+        doorbell.ring(f"gen:{self.id}")
+
+    def end_unclaimed(self, kind: str, error: str = "") -> bool:
+        """End a run that no living worker holds; False when one does, or it has ended."""
+        with transaction.atomic():
+            run = self._generations().unheld().filter(pk=self.id).select_for_update().first()
+            if run is None:
+                return False
+            ids = b"".join(bytes(i) for i in self._chunks().values_list("token_ids", flat=True))
+            result = {
+                "text": self.text(),
+                "token_ids": ids,
+                "completion_tokens": len(ids) // 4 - run.inherited_tokens,
+                "error": error,
+                "finish_reason": kind,
+                "fence": F("fence") + 1,
+            }
+            ended = self._end(kind, {"fence": run.fence, "log_seq": run.log_seq}, result)
+        if ended:
+            doorbell.ring(f"gen:{self.id}")
+        return ended
+
+    def _end(self, kind: str, guard: dict[str, Any], result: dict[str, Any]) -> bool:
+        with transaction.atomic():
+            ended = (
+                self._generations()
+                .filter(pk=self.id, **guard)
+                .update(
+                    status=kind,
+                    log_seq=F("log_seq") + 1,
+                    lease_until=None,
+                    finished_at=Now(),
+                    **result,
+                )
+            )
+            if ended:
+                run = self._generations().get(pk=self.id)
+                self._insert(run.epoch, run.log_seq, run.fence, kind, run.log_characters, "")
+                failpoints.hit("in_finish")
+                import_string(settings.GENERATION_FINISHED)(run)
+        return bool(ended)
+
+    def inherit(self, ended: "Generation") -> None:
+        """Start this log with everything an ended run produced, as its first event."""
+        self._insert(0, 1, 0, "delta", 0, ended.text, unpack(bytes(ended.token_ids)))
+        self._generations().filter(pk=self.id).update(
+            log_seq=1,
+            log_characters=len(ended.text),
+            inherited_tokens=len(ended.token_ids) // 4,
+        )
+
+    # --- plumbing -------------------------------------------------------------------------
+    def _generations(self) -> Any:
+        from inference.models import Generation
+
+        return Generation.objects
+
+    def _key(self) -> Any:
+        from inference.models import Generation
+
+        return Generation._meta.pk.get_db_prep_value(self.id, connection)
+
+    @staticmethod
+    def _now() -> str:
+        return NOW_SQL[connection.vendor]

@@ -1,0 +1,117 @@
+"""A worker process: one engine, one release, its row in the table of workers."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from pathlib import Path
+from uuid import UUID
+
+from django.conf import settings
+
+from inference import doorbell
+from inference.database import in_database
+from inference.engines.base import Engine, EngineError
+from inference.models import Release, Worker
+from inference.runner import Runner
+
+log = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 0.2
+
+
+def build_engine(release: Release) -> Engine:
+    """The engine a release names. Raises EngineError for an unknown one."""
+    if release.engine == "simulated":
+        from inference.engines.simulated import SimulatedEngine
+
+        return SimulatedEngine(
+            slots=settings.WORKER_SLOTS,
+            context_tokens=min(settings.CONTEXT_TOKENS, release.context_tokens),
+            tokens_per_second=settings.SIMULATED_TOKENS_PER_SECOND,
+            load_seconds=settings.SIMULATED_LOAD_SECONDS,
+        )
+    if release.engine == "llama_cpp":
+        from inference.engines.llama_cpp import LlamaCppEngine
+
+        return LlamaCppEngine(
+            Path(settings.MODELS_DIR) / release.weights_file,
+            slots=settings.WORKER_SLOTS,
+            context_tokens=min(settings.CONTEXT_TOKENS, release.context_tokens),
+            threads=settings.WORKER_THREADS,
+        )
+    raise EngineError(f"{release} needs the engine {release.engine!r}, which this site lacks.")
+
+
+class WorkerProcess:
+    def __init__(self, release: Release, boot_id: UUID) -> None:
+        self._release = release
+        self._boot_id = boot_id
+        self._engine = build_engine(release)
+        self._runner = Runner(self._engine, release, boot_id)
+        self._stop = asyncio.Event()
+        self._percent = 0
+
+    async def run(self) -> None:
+        """Load, run until SIGTERM or the end of the lifeline, drain. Raises EngineError."""
+        await in_database(self._register)
+        self._listen_for_the_end()
+        await self._load()
+        await self._set(state=Worker.State.READY, percent_loaded=100, slots=self._slots())
+        running = asyncio.create_task(self._runner.run())
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await self._set(state=Worker.State.DRAINING)
+        await self._runner.drain(settings.DRAIN_SECONDS)
+        await running
+        await self._set(state=Worker.State.GONE)
+        await self._engine.stop()
+
+    def _register(self) -> None:
+        Worker.objects.create(
+            boot_id=self._boot_id, node=Worker.this_node(), pid=os.getpid(), release=self._release
+        )
+
+    async def _load(self) -> None:
+        reporter = asyncio.create_task(self._report_progress())
+        try:
+            await self._engine.start(self._progress)
+        finally:
+            reporter.cancel()
+
+    def _progress(self, percent: int) -> None:
+        self._percent = percent  # from any thread; the reporter looks at it
+
+    async def _report_progress(self) -> None:
+        while True:
+            await self._set(percent_loaded=self._percent)
+            await asyncio.sleep(PROGRESS_SECONDS)
+
+    def _slots(self) -> int:
+        return self._engine.capacity().slots
+
+    async def _set(self, **values: object) -> None:
+        await in_database(Worker.objects.filter(pk=self._boot_id).update, **values)
+        doorbell.ring("worker")
+
+    def _listen_for_the_end(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._asked_to_stop)
+        if lifeline := os.environ.get("CHATSITE_LIFELINE"):
+            # The supervisor holds the other end: end of file means that it is gone.
+            loop.add_reader(int(lifeline), self._lifeline_ended, int(lifeline))
+
+    def _asked_to_stop(self) -> None:
+        if self._stop.is_set():
+            os._exit(1)  # asked twice: leave at once; the log makes that safe
+        log.info("Draining: answers under way go on for up to %s s.", settings.DRAIN_SECONDS)
+        self._stop.set()
+
+    def _lifeline_ended(self, descriptor: int) -> None:
+        asyncio.get_running_loop().remove_reader(descriptor)
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+        if not self._stop.is_set():
+            self._stop.set()

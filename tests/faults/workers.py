@@ -1,0 +1,164 @@
+"""Real worker processes for fault tests, and a reader that checks the invariants as it reads."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from uuid import UUID, uuid4
+
+from accounts.models import User
+from inference.models import Generation, Release, Worker
+from inference.tokenlog import unpack
+
+POLL = 0.005
+SMALL = {"WORKER_THREADS": "1", "WORKER_SLOTS": "8", "CONTEXT_TOKENS": "4096"}
+SMALL_REAL = {"WORKER_THREADS": "1", "WORKER_SLOTS": "4", "CONTEXT_TOKENS": "512"}
+
+
+class WorkerProcess:
+    def __init__(self, pid: int, boot_id: UUID) -> None:
+        self.pid = pid
+        self.boot_id = boot_id
+
+    def send(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    @property
+    def is_alive(self) -> bool:
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def wait_until_dead(self, seconds: float = 30) -> None:
+        wait_for(lambda: not self.is_alive, seconds, f"worker {self.pid} to end")
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        self.wait_until_dead()
+        self.bury()
+
+    def bury(self) -> None:
+        """What the supervisor does for a worker it saw die."""
+        Worker.objects.filter(pk=self.boot_id).update(state="gone")
+        Generation.objects.void_leases(self.boot_id)
+
+    def wait_until_ready(self) -> "WorkerProcess":
+        def ready() -> bool:
+            return Worker.objects.filter(pk=self.boot_id, state="ready").exists()
+
+        wait_for(ready, 60, f"worker {self.pid} to be ready")
+        return self
+
+
+class Workers:
+    """Starts workers by name of the model, and ends them all with the test."""
+
+    def __init__(self, environment: dict[str, str], release: Release) -> None:
+        self._release = release
+        self._started: list[WorkerProcess] = []
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.forkserver"],
+            env={
+                **environment,
+                "MODEL": release.model.slug,
+                **(SMALL if release.engine == "simulated" else SMALL_REAL),
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._answer() == "ready"
+
+    def _answer(self) -> str:
+        assert self._server.stdout is not None
+        return self._server.stdout.readline().strip()
+
+    def start(self, failpoint: str = "") -> WorkerProcess:
+        boot_id = uuid4()
+        order = {
+            "boot_id": str(boot_id), "failpoint": failpoint, "release": str(self._release.pk),
+        }  # fmt: skip
+        assert self._server.stdin is not None
+        print(json.dumps(order), file=self._server.stdin, flush=True)
+        worker = WorkerProcess(int(self._answer()), boot_id)
+        self._started.append(worker)
+        return worker
+
+    def close(self) -> None:
+        for worker in self._started:
+            worker.send(signal.SIGKILL)
+        for worker in self._started:
+            worker.wait_until_dead()
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait(10)
+
+
+class Recorder:
+    """A reader of one generation's log: checks every event against what it has seen."""
+
+    def __init__(self, run: Generation) -> None:
+        self.run = run
+        self.text = ""
+        self.seq = 0
+        self.kind = ""
+
+    def look(self) -> None:
+        for event in self.run.log.read(0, self.seq):
+            assert not self.kind, "an event after the terminal one"
+            assert event.seq == self.seq + 1, "a hole or a repetition"
+            assert event.offset == len(self.text), "text lost or repeated"
+            self.seq, self.text = event.seq, self.text + event.text
+            self.kind = event.kind if event.is_terminal else ""
+
+    def read_until(self, characters: int, seconds: float = 60) -> None:
+        """Go on reading until this much text has been shown, or the run has ended."""
+
+        def enough() -> bool:
+            self.look()
+            return bool(self.kind) or len(self.text) >= characters
+
+        wait_for(enough, seconds, f"{characters} characters of {self.run.pk}")
+
+    def read_to_the_end(self, seconds: float = 60) -> str:
+        self.read_until(10**9, seconds)
+        self.check_the_end()
+        return self.text
+
+    def check_the_end(self) -> None:
+        """Database text = displayed text = log text; usage = tokens logged."""
+        run = Generation.objects.get(pk=self.run.pk)
+        assert run.text == self.text == run.log.text()
+        logged = [
+            token
+            for chunk in run.chunks.order_by("seq")
+            for token in unpack(bytes(chunk.token_ids))
+        ]
+        assert list(unpack(bytes(run.token_ids))) == logged
+        assert run.completion_tokens == len(logged) - run.inherited_tokens
+        assert (run.status, run.log_seq) == (self.kind, self.seq)
+
+
+def ask(user: User, release: Release, text: str, **parameters: object) -> Recorder:
+    return Recorder(
+        Generation.objects.enqueue(
+            user=user,
+            release=release,
+            messages=[{"role": "user", "content": text}],
+            parameters={"seed": 1, "max_tokens": 3000, **parameters},
+        )
+    )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(POLL)

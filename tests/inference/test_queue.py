@@ -1,0 +1,180 @@
+"""Who gets a run, for how long, and what happens when they do not come back."""
+
+from datetime import timedelta
+from threading import Barrier, Thread
+from uuid import UUID, uuid4
+
+import pytest
+from django.db import IntegrityError, connection
+from django.db.models.functions import Now
+
+from accounts.models import Tier, User
+from inference.models import Generation, Release
+from inference.queue import LEASE
+
+pytestmark = pytest.mark.django_db
+
+
+def enqueue(user: User, release: Release, **fields: object) -> Generation:
+    return Generation.objects.enqueue(user=user, release=release, messages=[], **fields)  # type: ignore[arg-type]
+
+
+def claim(release: Release, limit: int = 10, boot_id: UUID | None = None) -> list[Generation]:
+    return Generation.objects.claim(release, boot_id or uuid4(), limit)
+
+
+def expire(run: Generation) -> None:
+    Generation.objects.filter(pk=run.pk).update(lease_until=Now() - LEASE)
+
+
+def test_a_claim_raises_the_fence_and_counts_the_attempt(alice: User, release: Release):
+    enqueue(alice, release)
+    [run] = claim(release)
+    assert (run.fence, run.attempts, run.status) == (1, 1, "running")
+
+
+def test_a_run_is_claimed_once(alice: User, release: Release):
+    enqueue(alice, release)
+    assert len(claim(release)) == 1
+    assert claim(release) == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_twenty_workers_at_once_share_the_queue_without_overlap(alice: User, release: Release):
+    for _ in range(30):
+        enqueue(alice, release)
+    taken: list[UUID] = []
+    together = Barrier(20)
+
+    def work() -> None:
+        together.wait()
+        taken.extend(run.pk for run in claim(release, limit=3))
+        connection.close()
+
+    threads = [Thread(target=work) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taken.extend(run.pk for run in claim(release, limit=100))
+    assert len(taken) == len(set(taken)) == 30
+
+
+def test_the_longest_waiting_is_served_first(alice: User, release: Release):
+    first, second = enqueue(alice, release), enqueue(alice, release)
+    assert [run.pk for run in claim(release)] == [first.pk, second.pk]
+
+
+def test_a_better_tier_is_served_before_the_others(alice: User, bob: User, release: Release):
+    bob.tier = Tier.objects.create(slug="gold", name="Gold", priority=1)
+    waiting, preferred = enqueue(alice, release), enqueue(bob, release)
+    assert Generation.objects.position_of(waiting) == 2
+    assert Generation.objects.position_of(preferred) == 1
+    assert claim(release, limit=1)[0].pk == preferred.pk
+
+
+def test_only_the_release_asked_for_is_claimed(
+    alice: User, release: Release, other_release: Release
+):
+    enqueue(alice, other_release)
+    assert claim(release) == []
+
+
+def test_a_run_whose_lease_ran_out_is_claimed_again_under_a_higher_fence(
+    alice: User, release: Release
+):
+    enqueue(alice, release)
+    [run] = claim(release)
+    assert claim(release) == []
+    expire(run)
+    [again] = claim(release)
+    assert (again.pk, again.fence, again.attempts) == (run.pk, 2, 2)
+
+
+def test_a_renewed_lease_is_kept_and_a_lost_one_is_reported(alice: User, release: Release):
+    kept, lost = (enqueue(alice, release), enqueue(alice, release))
+    claim(release)
+    expire(lost)
+    claim(release)
+    assert Generation.objects.renew({kept.pk: 1, lost.pk: 1}) == {kept.pk}
+
+
+def test_a_run_given_back_is_free_at_once_and_the_attempt_is_not_counted(
+    alice: User, release: Release
+):
+    enqueue(alice, release)
+    [run] = claim(release)
+    assert Generation.objects.give_back(run.pk, run.fence)
+    [again] = claim(release)
+    assert (again.attempts, again.fence) == (1, 2)
+
+
+def test_giving_back_under_an_old_fence_changes_nothing(alice: User, release: Release):
+    enqueue(alice, release)
+    [run] = claim(release)
+    expire(run)
+    claim(release)
+    assert not Generation.objects.give_back(run.pk, run.fence)
+
+
+def test_the_runs_of_a_dead_worker_are_free_at_once_and_nobody_elses(alice: User, release: Release):
+    dead, living = uuid4(), uuid4()
+    first, second = enqueue(alice, release), enqueue(alice, release)
+    claim(release, 1, dead)
+    claim(release, 1, living)
+    assert Generation.objects.void_leases(dead) == 1
+    assert [run.pk for run in claim(release)] == [first.pk]
+    assert Generation.objects.get(pk=second.pk).boot_id == living
+
+
+def test_three_claims_without_a_token_are_the_last(alice: User, release: Release):
+    enqueue(alice, release)
+    for _ in range(3):
+        [run] = claim(release)
+        expire(run)
+    assert claim(release) == []
+    Generation.objects.fail_exhausted()
+    run.refresh_from_db()
+    assert (run.status, run.attempts) == ("failed", 3)
+    assert run.error
+
+
+def test_a_token_clears_the_count_of_fruitless_attempts(alice: User, release: Release):
+    enqueue(alice, release)
+    for seq in range(1, 6):
+        [run] = claim(release)
+        run.log.append(run.fence, seq, "x", [seq])
+        expire(run)
+    [run] = claim(release)
+    assert (run.attempts, run.fruitless_attempts) == (6, 1)
+
+
+def test_a_branch_has_at_most_one_active_run(alice: User, release: Release):
+    enqueue(alice, release, branch="one")
+    enqueue(alice, release, branch="two")
+    with pytest.raises(IntegrityError):
+        enqueue(alice, release, branch="one")
+
+
+def test_a_branch_is_free_again_once_its_run_has_ended(alice: User, release: Release):
+    enqueue(alice, release, branch="one").cancel()
+    assert enqueue(alice, release, branch="one").is_active
+
+
+def test_a_stranger_sees_no_run(alice: User, bob: User, release: Release):
+    run = enqueue(alice, release)
+    assert Generation.objects.visible_to(alice).filter(pk=run.pk).exists()
+    assert not Generation.objects.visible_to(bob).exists()
+
+
+def test_the_events_of_a_long_ended_run_expire_and_its_text_stays(alice: User, release: Release):
+    enqueue(alice, release)
+    [run] = claim(release)
+    run.log.append(run.fence, 1, "kept", [1])
+    run.log.finish(run.fence, 2, "done", text="kept")
+    Generation.objects.expire_logs()
+    assert run.log.read(0, 0)
+    Generation.objects.filter(pk=run.pk).update(finished_at=Now() - timedelta(hours=1))
+    Generation.objects.expire_logs()
+    run.refresh_from_db()
+    assert (run.log.read(0, 0), run.text) == ([], "kept")
