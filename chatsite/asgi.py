@@ -1,18 +1,23 @@
 """The asynchronous entry point: pages, static files and the WebSocket."""
 
 import os
+from typing import cast
 
-from django.core.asgi import get_asgi_application
+from a2wsgi import WSGIMiddleware
+from a2wsgi.wsgi_typing import WSGIApp
+from django.core.wsgi import get_wsgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chatsite.settings")
-pages = get_asgi_application()  # sets Django up: everything below needs it
+# Pages run as WSGI, here as in a cluster, in a few lasting threads. Django's own ASGI handler
+# starts a thread and opens a database connection for every request (docs/architecture.md).
+# This also sets Django up, for what follows.
+pages = WSGIMiddleware(cast("WSGIApp", get_wsgi_application()), workers=8)
 
-from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
-from chats.routing import websocket_urlpatterns  # noqa: E402
 from django.conf import settings  # noqa: E402
 from servestatic import ServeStaticASGI  # noqa: E402
 
+from chats.routing import websocket_urlpatterns  # noqa: E402
 from chatsite.origin import SameOriginOnly  # noqa: E402
 
 HASHED_NAME = r"^/static/.+\.[0-9a-f]{12}\.[^/]+$"
@@ -21,7 +26,7 @@ application = ServeStaticASGI(
     ProtocolTypeRouter(
         {
             "http": pages,
-            "websocket": SameOriginOnly(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))),
+            "websocket": SameOriginOnly(URLRouter(websocket_urlpatterns)),
         }
     ),
     root=settings.STATIC_ROOT if settings.STATIC_ROOT.is_dir() else None,

@@ -3,8 +3,12 @@
 from chats import consumers
 from chatsite import health
 
+SOCKETS_PER_SECOND = 200  # reconnects are spread, so that whoever gets them is not flooded
+MOST_SECONDS = 10.0
 
-def begin_draining() -> None:
+
+async def begin_draining() -> None:
     """Turn unready and ask every open socket to reconnect (close code 1012)."""
     health.draining.set()
-    consumers.close_all(1012)
+    spread = len(consumers.open_sockets) / SOCKETS_PER_SECOND
+    await consumers.close_all(min(spread, MOST_SECONDS))

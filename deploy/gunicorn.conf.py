@@ -1,5 +1,6 @@
 """How gunicorn serves sockets and pages. `manage.py serve` and containers both use it."""
 
+import gc
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ asgi_loop = "uvloop"
 asgi_lifespan = "off"
 workers = 1
 bind = f"{os.environ.get('HOST', '127.0.0.1')}:{os.environ.get('PORT', '8000')}"
-graceful_timeout = 10
+graceful_timeout = 3  # a page takes far less; idle keep-alive connections count as busy
 timeout = 60
 keepalive = 20
 websocket_max_message_size = 64 * 1024
@@ -37,8 +38,11 @@ def post_worker_init(worker: Any) -> None:
     """On SIGTERM say goodbye to every socket before gunicorn waits for connections to end."""
     from chatsite.draining import begin_draining
 
+    gc.collect()
+    gc.freeze()  # what is loaded now stays; the collector need not look at it again
+
     def drain() -> None:
-        begin_draining()
-        worker.handle_exit_signal()
+        goodbye = worker.loop.create_task(begin_draining())
+        goodbye.add_done_callback(lambda done: worker.handle_exit_signal())
 
     worker.loop.add_signal_handler(signal.SIGTERM, drain)

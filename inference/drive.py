@@ -51,6 +51,7 @@ class Drive:
         self._usage = Usage()
         self._buffer = Buffer()
         self._news = asyncio.Event()  # something is in the buffer, or somebody wants an end
+        self._evaluation_saved: asyncio.Future[None] | None = None
         self._cancelled = run.cancelled_at is not None
         self._handing_over = False
 
@@ -75,7 +76,7 @@ class Drive:
     async def run(self) -> None:
         with contextlib.suppress(Fenced):
             failpoints.hit("claimed")
-            self._tail = await in_database(self._log.adopt, self.fence)
+            self._tail = await self._adopt()
             if self._cancelled:
                 await self._finish("stopped", "stop_requested")
                 return
@@ -85,6 +86,12 @@ class Drive:
                 await self._finish("failed", "error", str(error))
                 return
             await self._stream(request)
+
+    async def _adopt(self) -> Tail:
+        run = self._generation
+        if run.log_seq == 0:
+            return Tail(run.epoch, 0, "", ())  # nothing to learn; the first append checks the fence
+        return await in_database(self._log.adopt, self.fence)
 
     # --- the prompt -----------------------------------------------------------------------
     async def _request(self) -> Request:
@@ -116,14 +123,16 @@ class Drive:
         finally:
             for helper in helpers:
                 helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
+            saving = [self._evaluation_saved] if self._evaluation_saved else []
+            await asyncio.gather(*helpers, *saving, return_exceptions=True)
 
     async def _pump(self, request: Request) -> None:
         try:
             async with contextlib.aclosing(self._engine.generate(request)) as stream:
                 async for delta in stream:
                     if delta.evaluation is not None:
-                        await self._record_evaluation(delta.evaluation)
+                        saving = self._record_evaluation(delta.evaluation)
+                        self._evaluation_saved = asyncio.create_task(saving)
                         continue
                     self._buffer.add(delta)
                     self._news.set()
@@ -141,6 +150,7 @@ class Drive:
     async def _watch_for_cancel(self) -> None:
         runs = Generation.objects.filter(pk=self._generation.pk, cancelled_at__isnull=False)
         async with doorbell.subscribe(f"cancel:{self._generation.pk}") as bell:
+            await bell.wait(CANCEL_POLL_SECONDS)  # the claim has just looked
             while not await in_database(runs.exists):
                 await bell.wait(CANCEL_POLL_SECONDS)
         self._cancelled = True
@@ -174,6 +184,8 @@ class Drive:
     async def _flush(self, buffer: Buffer) -> None:
         if not (buffer.text or buffer.token_ids):
             return
+        if self._evaluation_saved:  # meanwhile the engine was at work on the prompt
+            await self._evaluation_saved
         tail, ids = self._tail, tuple(buffer.token_ids)
         asked_to_stop = await in_database(
             self._log.append, self.fence, tail.seq + 1, buffer.text, ids

@@ -40,9 +40,11 @@ class Runner:
         housekeeping = asyncio.create_task(self._keep_house())
         try:
             async with doorbell.subscribe("work") as self._bell:
+                await self._fail_exhausted()
                 while not self._draining:
                     await self._claim()
-                    await self._bell.wait(SWEEP_SECONDS)
+                    if not await self._bell.wait(SWEEP_SECONDS):
+                        await self._fail_exhausted()
         finally:
             housekeeping.cancel()
 
@@ -58,12 +60,15 @@ class Runner:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=4)
 
+    async def _fail_exhausted(self) -> None:
+        with contextlib.suppress(DatabaseError):
+            await in_database(Generation.objects.fail_exhausted)
+
     async def _claim(self) -> None:
         free = self._engine.capacity().slots - len(self._drives)
         if any(drive.is_alone for drive in self._drives.values()):
             free = 0
         try:
-            await in_database(Generation.objects.fail_exhausted)
             if free > 0:
                 claimed = Generation.objects.claim
                 idle = not self._drives

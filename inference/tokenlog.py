@@ -101,7 +101,7 @@ class DatabaseLog:
         run = self._generations().filter(pk=self.id, fence=fence, status="running").first()
         if run is None:
             raise Fenced
-        rows = list(self._chunks().values_list("text", "token_ids"))
+        rows = list(self._chunks().values_list("text", "token_ids")) if run.log_seq else []
         ids = b"".join(bytes(row[1]) for row in rows)
         return Tail(run.epoch, run.log_seq, "".join(row[0] for row in rows), unpack(ids))
 

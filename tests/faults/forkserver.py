@@ -22,7 +22,7 @@ def main() -> None:
 
     settings.GENERATION_FINISHED = os.environ["TEST_GENERATION_FINISHED"]
     if os.environ["MODEL"] != "simulated":
-        import inference.engines.llama_cpp  # noqa: F401 (before the fork: it takes a second)
+        import inference.engines.llama_cpp
     import inference.worker  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are not waited for

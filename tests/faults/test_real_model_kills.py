@@ -13,9 +13,16 @@ from tests.faults.workers import Recorder, Workers, ask
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.real_model]
 
 ON_SQLITE = "sqlite" in site_settings.DATABASES["default"]["ENGINE"]
-QUESTIONS = ["What is a river?", "Name three colours and say why.", "Tell me a story about a fox.",
-             "How do I boil an egg?", "Why is the sky blue?", "Write a list of fruits.",
-             "Explain gravity to a child.", "What is the number \N{GREEK SMALL LETTER PI}?"]  # fmt: skip
+QUESTIONS = [
+    "What is a river?",
+    "Name three colours and say why.",
+    "Tell me a story about a fox.",
+    "How do I boil an egg?",
+    "Why is the sky blue?",
+    "Write a list of fruits.",
+    "Explain gravity to a child.",
+    "What is the number \N{GREEK SMALL LETTER PI}?",
+]
 
 
 def ask_all(user: User, release: Release, count: int) -> list[Recorder]:

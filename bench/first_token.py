@@ -1,0 +1,84 @@
+"""What the site adds to the first token, against calling the engine directly.
+
+python -m bench.first_token [runs]: pairs of the two, in turn, same prompt and model. The
+path measured is the whole one: form post, database, doorbell, worker, log, socket.
+"""
+
+import asyncio
+import sys
+import time
+from statistics import median
+
+from bench.record import record
+from bench.site import MODELS, Person, Site, site, watch
+from inference.catalogue import CATALOGUE
+from inference.engines.base import Engine, Request, Sampling, Turn
+from inference.engines.llama_cpp import LlamaCppEngine
+from inference.engines.simulated import SimulatedEngine
+
+# A number makes each prompt a new one, so that no cache serves either side.
+PROMPT = {
+    "simulated": "count 3 pace=1000 {}",
+    "smollm2-135m-instruct": "{} is my number. Name a river.",
+}
+
+
+async def direct(engine: Engine, prompt: str) -> float:
+    started = time.perf_counter()
+    # The scope lets both sides keep the system prompt's first chunk, as one person's chats do.
+    request = Request((Turn("user", prompt),), Sampling(max_tokens=4), scope="bench")
+    found = 0.0
+    async for delta in engine.generate(request):
+        if delta.token_ids and not found:
+            found = time.perf_counter() - started
+    return found
+
+
+async def through_the_site(person: Person, prompt: str) -> float:
+    async with person.socket() as socket:
+        started = time.perf_counter()
+        generation = await person.ask(prompt)
+        found = 0.0
+        async for frame in watch(socket, generation):
+            if frame["type"] == "delta" and not found:
+                found = time.perf_counter() - started
+                await person.stop(generation)
+    await asyncio.sleep(0.3)  # the automatic title is made in the meantime
+    return found
+
+
+async def measure(running: Site, engine: Engine, prompt: str, runs: int) -> dict[str, float]:
+    await engine.start(lambda percent: None)
+    person = await Person(running).arrive()
+    pairs = []
+    for run in range(runs + 2):
+        mine, its = prompt.format(1000 + run), prompt.format(5000 + run)
+        pair = await direct(engine, mine), await through_the_site(person, its)
+        if run >= 2:
+            pairs.append(pair)
+    await engine.stop()
+    return {
+        "direct, median ms": round(median(a for a, _ in pairs) * 1000, 1),
+        "through the site, median ms": round(median(b for _, b in pairs) * 1000, 1),
+        "added, median of pairs, ms": round(median(b - a for a, b in pairs) * 1000, 1),
+        "limit, ms": 15.0,
+    }
+
+
+def main() -> None:
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 30
+    figures: dict[str, float] = {}
+    entry = CATALOGUE["smollm2-135m-instruct"]
+    engines: dict[str, Engine] = {
+        "simulated": SimulatedEngine(),
+        entry.slug: LlamaCppEngine(MODELS / entry.file_name, threads=1),
+    }
+    for model, engine in engines.items():
+        with site(model, WORKER_THREADS="1") as running:
+            found = asyncio.run(measure(running, engine, PROMPT[model], runs))
+        figures |= {f"{model}: {name}": value for name, value in found.items()}
+    record("first-token", figures, f"{runs} pairs a model, one person, idle site")
+
+
+if __name__ == "__main__":
+    main()

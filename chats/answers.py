@@ -1,0 +1,48 @@
+"""What follows from the end of a run, decided in the transaction that ends it."""
+
+import logging
+from collections.abc import Callable
+
+from django.db import transaction
+
+from chats.models import Message
+from chats.refusals import Refusal
+from chats.titles import ask_for_title, store_title
+from inference.models import Generation
+
+logger = logging.getLogger(__name__)
+
+
+def settle(generation: Generation) -> None:
+    """Called in the finishing transaction, in the process that ends the run (GENERATION_FINISHED).
+
+    The answer's text and the chat's version change with the run or not at all. What is
+    only started here (the next message, the title) must never take the answer down with it.
+    """
+    if generation.purpose == Generation.Purpose.TITLE:
+        _attempt(lambda: store_title(generation))
+    elif generation.purpose == Generation.Purpose.CHAT:
+        _settle_answer(generation)
+
+
+def _settle_answer(generation: Generation) -> None:
+    answer = Message.objects.filter(generation=generation).select_related("chat", "parent").first()
+    if answer is None:
+        return
+    answer.chat.lock()
+    answer.text = generation.text
+    answer.save(update_fields=["text"])
+    answer.chat.touch()
+    if answer.chat.deleted_at is None:
+        _attempt(answer.chat.ask_next)
+        _attempt(lambda: ask_for_title(answer))
+
+
+def _attempt(follow_up: Callable[[], object]) -> None:
+    try:
+        with transaction.atomic():
+            follow_up()
+    except Refusal as refusal:
+        logger.info("Not now: %s", refusal)
+    except Exception:
+        logger.exception("A follow-up of a finished run failed; the run itself is kept.")

@@ -1,0 +1,225 @@
+"""The socket: it only delivers. Writes go over HTTP, truth is in the log and the tables."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from weakref import WeakSet
+
+from channels.exceptions import StopConsumer
+from channels.generic.websocket import AsyncWebsocketConsumer
+
+from chats import delivery, tail
+from chats.delivery import Outbox, TooSlow
+from chats.frames import (
+    MAX_FRAME_BYTES,
+    ClientFrame,
+    Malformed,
+    Ping,
+    Unwatch,
+    Watch,
+    WatchChat,
+    parse,
+)
+from chats.models import Chat
+from chats.sessions import person_of, session_key
+from inference.models import Generation
+
+logger = logging.getLogger(__name__)
+PROTOCOL = 1
+MAX_WATCHES = 16
+MAX_MALFORMED = 5
+SESSION_CHECK_SECONDS = 4.0
+HEARTBEAT_SECONDS = 15.0
+CLOSE_SECONDS = 5.0
+SESSION_OVER, READER_TOO_SLOW, TOO_LARGE, UNSUPPORTED, RESTARTING, BROKEN = (
+    4401, 4008, 1009, 1003, 1012, 1011,
+)  # fmt: skip
+
+open_sockets: "WeakSet[ChatSocket]" = WeakSet()
+
+
+class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has no types
+    """One browser page. Each thing it watches is followed by a task of its own."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.tasks: dict[object, asyncio.Task[None]] = {}
+        self.malformed = 0
+        self.is_closing = False
+        self.outbox = Outbox(self.send)
+        self.app = asyncio.current_task()
+        open_sockets.add(self)
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._cancel_tasks()
+
+    async def dispatch(self, message: dict[str, Any]) -> None:
+        # Not the base class's: that hops through the one database thread for every frame.
+        await getattr(self, message["type"].replace(".", "_"))(message)
+
+    async def websocket_disconnect(self, message: dict[str, Any]) -> None:
+        raise StopConsumer
+
+    async def connect(self) -> None:
+        await self.accept()
+        self.session_key = session_key(self.scope)
+        person = await delivery.read(person_of, self.session_key)
+        if person is None:
+            await self._close(SESSION_OVER)
+            return
+        self.user = person
+        self._start("outbox", self.outbox.run)
+        self._start("session", self._check_session)
+        self._start("heartbeat", self._beat)
+        self._start("list", lambda: self._forward(tail.follow_list(person.pk)))
+        await self.outbox.put({"type": "hello", "protocol": PROTOCOL})
+
+    # --- frames in ------------------------------------------------------------------------
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        if self.is_closing:
+            return
+        try:
+            await self._receive(text_data)
+        except Malformed as error:
+            await self._count_malformed(str(error))
+        except TooSlow:
+            await self._close(READER_TOO_SLOW)
+
+    async def _receive(self, text: str | None) -> None:
+        if text is None:
+            raise Malformed("Frames are text.")
+        if len(text.encode(errors="replace")) > MAX_FRAME_BYTES:
+            await self._error("too_large", "A frame may have 16 KiB.")
+            await self._close(TOO_LARGE)
+            return
+        frame = parse(text)
+        if await delivery.read(person_of, self.session_key) != self.user:
+            await self._close(SESSION_OVER)
+            return
+        await HANDLERS[type(frame)](self, frame)
+
+    async def _count_malformed(self, sentence: str) -> None:
+        self.malformed += 1
+        await self._error("malformed", sentence)
+        if self.malformed >= MAX_MALFORMED:
+            await self._close(UNSUPPORTED)
+
+    async def watch(self, frame: Watch) -> None:
+        visible = await delivery.read(_is_visible, Generation, self.user, frame.generation)
+        if not visible:
+            await self._error("not_found", "There is no such run.", generation=frame.generation)
+            return
+        run = tail.follow_generation(frame.generation, frame.epoch, frame.after)
+        await self._watch(frame.generation, run, generation=frame.generation)
+
+    async def unwatch(self, frame: Unwatch) -> None:
+        self._stop(frame.generation)
+
+    async def watch_chat(self, frame: WatchChat) -> None:
+        if not await delivery.read(_is_visible, Chat, self.user, frame.chat):
+            await self._error("not_found", "There is no such chat.", chat=frame.chat)
+            return
+        chat = tail.follow_chat(self.user.pk, frame.chat, frame.version)
+        await self._watch(frame.chat, chat, chat=frame.chat)
+
+    async def ping(self, frame: Ping) -> None:
+        await self.outbox.put({"type": "pong"})
+
+    # --- frames out -----------------------------------------------------------------------
+    async def _watch(
+        self, key: object, frames: AsyncIterator[dict[str, Any]], **about: object
+    ) -> None:
+        self._stop(key)
+        if len(self.tasks) - len(OWN_TASKS) >= MAX_WATCHES:
+            await self._error("too_many", f"A page may watch {MAX_WATCHES} things.", **about)
+            return
+        self._start(key, lambda: self._forward(frames))
+
+    async def _forward(self, frames: AsyncIterator[dict[str, Any]]) -> None:
+        async with contextlib.aclosing(frames) as source:  # type: ignore[type-var]
+            async for frame in source:
+                await self.outbox.put(frame)
+
+    async def _error(self, code: str, sentence: str, **about: object) -> None:
+        await self.outbox.put({"type": "error", "code": code, "message": sentence, **about})
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await self.outbox.put({"type": "pong"})
+
+    async def _check_session(self) -> None:
+        while True:
+            await asyncio.sleep(SESSION_CHECK_SECONDS)
+            if await tail.patiently(person_of, self.session_key) != self.user:
+                await self._close(SESSION_OVER)
+                return
+
+    # --- tasks and the end ----------------------------------------------------------------
+    def _start(self, key: object, work: Callable[[], Awaitable[None]]) -> None:
+        self.tasks[key] = asyncio.create_task(self._supervise(key, work))
+
+    async def _supervise(self, key: object, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except TooSlow:
+            await self._close(READER_TOO_SLOW)
+        except Exception:
+            # Whatever it was, the page reconnects and resumes by (epoch, seq).
+            logger.exception("A task of a socket failed")
+            await self._close(BROKEN)
+        finally:
+            if self.tasks.get(key) is asyncio.current_task():
+                del self.tasks[key]
+
+    def _stop(self, key: object) -> None:
+        task = self.tasks.pop(key, None)
+        if task:
+            task.cancel()
+
+    def _cancel_tasks(self) -> None:
+        for task in list(self.tasks.values()):
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    async def _close(self, code: int) -> None:
+        """Close once; what is queued goes out first when the close is about the last frame."""
+        if self.is_closing:
+            return
+        self.is_closing = True
+        with contextlib.suppress(TooSlow, TimeoutError):
+            if code in {TOO_LARGE, UNSUPPORTED, RESTARTING}:
+                await asyncio.wait_for(self.outbox.empty(), CLOSE_SECONDS)
+        self._cancel_tasks()
+        try:
+            await asyncio.wait_for(self.close(code), CLOSE_SECONDS)
+        except Exception:
+            # The connection is stuck: end its application, and the server drops it.
+            if self.app and self.app is not asyncio.current_task():
+                self.app.cancel()
+
+
+OWN_TASKS = ("outbox", "session", "heartbeat", "list")
+HANDLERS: dict[type[ClientFrame], Callable[[ChatSocket, Any], Awaitable[None]]] = {
+    Watch: ChatSocket.watch,
+    Unwatch: ChatSocket.unwatch,
+    WatchChat: ChatSocket.watch_chat,
+    Ping: ChatSocket.ping,
+}
+
+
+def _is_visible(model: Any, user: Any, pk: object) -> bool:
+    return bool(model.objects.visible_to(user).filter(pk=pk).exists())
+
+
+async def close_all(seconds: float = 10.0) -> None:
+    """Ask every page to reconnect elsewhere (1012), spread over `seconds`: this process stops."""
+
+    async def close_later(socket: ChatSocket) -> None:
+        await asyncio.sleep(random.uniform(0, seconds))
+        await socket._close(RESTARTING)
+
+    await asyncio.gather(*map(close_later, list(open_sockets)), return_exceptions=True)

@@ -1,0 +1,106 @@
+"""What sockets share: a few database threads of their own, and a bounded way out for each."""
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+T = TypeVar("T")
+THREADS = 4
+MAX_BYTES = 256 * 1024
+MAX_EVENTS = 512
+UNDRAINED_SECONDS = 30.0
+
+# Not the event loop's default executor and not asgiref's single thread: a slow page must
+# never hold up the tokens, nor the tokens a page.
+_threads = ThreadPoolExecutor(THREADS, thread_name_prefix="delivery")
+_opened: set[BaseDatabaseWrapper] = set()
+
+
+async def read(look: Callable[..., T], *args: Any) -> T:
+    """Call `look` in one of the database threads, whose connections stay open."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_threads, _with_connection, look, args)
+
+
+def _with_connection(look: Callable[..., T], args: tuple[Any, ...]) -> T:
+    connection = connections["default"]
+    _opened.add(connection)
+    try:
+        return look(*args)
+    finally:
+        if connection.errors_occurred:
+            if connection.is_usable():
+                connection.errors_occurred = False
+            else:
+                connection.close()
+
+
+def close_connections() -> None:
+    """Close what the threads keep open; they open it again when they need it."""
+    for connection in list(_opened):
+        connection.inc_thread_sharing()
+        try:
+            connection.close()
+        finally:
+            connection.dec_thread_sharing()
+
+
+class TooSlow(Exception):
+    """The reader has not taken what was sent for it for UNDRAINED_SECONDS."""
+
+
+class Outbox:
+    """Frames on their way to one socket; when it is full its writers wait.
+
+    A writer that waited reads on in the log where it was: nothing is lost or kept twice.
+    """
+
+    def __init__(self, send: Callable[[str], Awaitable[None]]) -> None:
+        self._send = send
+        self._frames: deque[tuple[str, int]] = deque()
+        self._bytes = 0
+        self._change = asyncio.Condition()
+
+    async def put(self, frame: dict[str, Any]) -> None:
+        """Queue a frame, once there is room. Raises TooSlow."""
+        text = json.dumps(frame, ensure_ascii=False, separators=(",", ":"), default=str)
+        size = len(text.encode(errors="replace"))
+        async with self._change:
+            await self._within_patience(self._change.wait_for(lambda: self._has_room(size)))
+            self._frames.append((text, size))
+            self._bytes += size
+            self._change.notify_all()
+
+    def _has_room(self, size: int) -> bool:
+        fits = self._bytes + size <= MAX_BYTES and len(self._frames) < MAX_EVENTS
+        return fits or not self._frames
+
+    async def empty(self) -> None:
+        """Wait until everything queued was handed over. Raises TooSlow."""
+        async with self._change:
+            await self._within_patience(self._change.wait_for(lambda: not self._frames))
+
+    async def run(self) -> None:
+        """Hand frames to the socket until cancelled. Raises TooSlow."""
+        while True:
+            async with self._change:
+                await self._change.wait_for(lambda: bool(self._frames))
+                text, size = self._frames[0]
+            await self._within_patience(self._send(text))
+            async with self._change:
+                self._frames.popleft()
+                self._bytes -= size
+                self._change.notify_all()
+
+    async def _within_patience(self, waiting: Awaitable[object]) -> None:
+        try:
+            async with asyncio.timeout(UNDRAINED_SECONDS):
+                await waiting
+        except TimeoutError as error:
+            raise TooSlow from error

@@ -1,0 +1,104 @@
+"""The decorators of every write: methods, rate limit, and refusals in the client's shape."""
+
+import functools
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Q
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_http_methods
+
+from accounts.limits import limited, wait_in_words, wants_json
+from chats.models import Chat, Message, PendingMessage
+from chats.refusals import RateLimited, Refusal
+from chats.views import render_chat, render_home
+
+View = Callable[..., HttpResponse]
+STATUS = {
+    "client_id_reused": HTTPStatus.CONFLICT,
+    "busy": HTTPStatus.CONFLICT,
+    "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
+    "no_model": HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+
+def write(*methods: str) -> Callable[[View], View]:
+    """A view that changes something: these methods only, refusals as JSON or as the page again."""
+
+    def decorate(view: View) -> View:
+        @require_http_methods(list(methods))
+        @never_cache
+        @functools.wraps(view)
+        def wrapped(request: HttpRequest, **ids: UUID) -> HttpResponse:
+            try:
+                return view(request, **ids)
+            except Refusal as refusal:
+                return _refused(request, refusal, ids)
+            except Http404:
+                if not wants_json(request):
+                    raise
+                return error(HTTPStatus.NOT_FOUND, "not_found", "There is no such thing here.")
+
+        return wrapped
+
+    return decorate
+
+
+def admit(request: HttpRequest, client_id: UUID) -> None:
+    """Count a send against its limit; the repeat of one that was taken is not counted."""
+    if _is_known(request, client_id):
+        return
+    seconds = limited(request, "send")
+    if seconds:
+        raise RateLimited(seconds, wait_in_words(seconds))
+
+
+def _is_known(request: HttpRequest, client_id: UUID) -> bool:
+    sent = Q(client_id=client_id) | Q(continuation_id=client_id)
+    messages = Message.objects.visible_to(request.user).filter(sent).values("pk")
+    held = PendingMessage.objects.visible_to(request.user).filter(client_id=client_id)
+    return request.user.is_authenticated and messages.union(held.values("pk")).exists()
+
+
+def error(status: int, code: str, sentence: str, retry_after: int | None = None) -> JsonResponse:
+    body: dict[str, Any] = {"code": code, "message": sentence}
+    if retry_after is not None:
+        body["retry_after"] = retry_after
+    return JsonResponse({"error": body}, status=status)
+
+
+def _refused(request: HttpRequest, refusal: Refusal, ids: dict[str, UUID]) -> HttpResponse:
+    status = STATUS.get(refusal.code, HTTPStatus.BAD_REQUEST)
+    response: HttpResponse
+    if wants_json(request):
+        response = error(status, refusal.code, refusal.sentence, refusal.retry_after)
+    else:
+        response = _page_again(request, status, refusal, ids)
+    if refusal.retry_after is not None:
+        response["Retry-After"] = str(refusal.retry_after)
+    return response
+
+
+def _page_again(
+    request: HttpRequest, status: int, refusal: Refusal, ids: dict[str, UUID]
+) -> HttpResponse:
+    text = request.POST.get("text", "").replace("\0", "")
+    context: dict[str, Any] = {"composer_text": text, "composer_error": refusal.sentence}
+    chat = _chat_of(request, ids)
+    if chat is None:
+        return render_home(request, status=status, **context)
+    return render_chat(request, chat, status=status, **context)
+
+
+def _chat_of(request: HttpRequest, ids: dict[str, UUID]) -> Chat | None:
+    chats = Chat.objects.visible_to(request.user)
+    if "chat_id" in ids:
+        return chats.filter(pk=ids["chat_id"]).first()
+    if "message_id" in ids:
+        return chats.filter(messages=ids["message_id"]).first()
+    if "pending_id" in ids:
+        return chats.filter(pending=ids["pending_id"]).first()
+    return None

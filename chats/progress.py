@@ -1,0 +1,65 @@
+"""How far a run that has not ended is: waiting, loading, running, or changing hands."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import BooleanField, DurationField, ExpressionWrapper, F, Q
+from django.db.models.functions import Now
+
+from inference.models import Generation, Worker
+
+RECENT_RUNS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`status` is queued, loading, running or resuming; `wait` is in seconds, a rough guess."""
+
+    status: str
+    position: int | None = None
+    percent: int | None = None
+    wait: int | None = None
+
+    def frame(self) -> dict[str, Any]:
+        if self.status == "queued":
+            return {"status": "queued", "position": self.position, "wait": self.wait}
+        if self.status == "loading":
+            return {"status": "loading", "percent": self.percent or 0}
+        return {"status": self.status}
+
+
+def progress(run: Generation) -> Progress:
+    """Of a queued or running run; a run from `with_lapse()` can also be resuming."""
+    if run.status == Generation.Status.RUNNING:
+        return Progress("resuming" if getattr(run, "has_lapsed", False) else "running")
+    workers = list(
+        Worker.objects.living()
+        .filter(release=run.release_id)
+        .values_list("state", "percent_loaded", "slots")
+    )
+    slots = sum(slots for state, _, slots in workers if state == Worker.State.READY)
+    if not slots:
+        return Progress("loading", percent=max((row[1] for row in workers), default=None))
+    position = Generation.objects.position_of(run)
+    return Progress("queued", position=position, wait=_wait(run, position, slots))
+
+
+def with_lapse() -> Any:
+    """Generations with `has_lapsed`: whether the worker's lease ran out (it died)."""
+    lapsed = Q(status=Generation.Status.RUNNING, lease_until__lt=Now())
+    return Generation.objects.defer("text", "token_ids").annotate(
+        has_lapsed=ExpressionWrapper(lapsed, output_field=BooleanField())
+    )
+
+
+def _wait(run: Generation, position: int, slots: int) -> int | None:
+    ended = Generation.objects.filter(
+        release=run.release_id, started_at__isnull=False, finished_at__isnull=False
+    )
+    took = ExpressionWrapper(F("finished_at") - F("started_at"), output_field=DurationField())
+    spans = ended.order_by("-finished_at").annotate(took=took).values_list("took", flat=True)
+    seconds = [span.total_seconds() for span in spans[:RECENT_RUNS]]
+    if not seconds:
+        return None
+    mean: float = sum(seconds) / len(seconds)
+    return max(1, round(position * mean / slots))

@@ -1,0 +1,135 @@
+"""Following a run, a chat or a person's list: the frames that a reader is due."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from uuid import UUID
+
+from django.db import DatabaseError
+from django.template.loader import render_to_string
+
+from chats import delivery, transcript
+from chats.models import Chat, Message
+from chats.progress import progress, with_lapse
+from inference import doorbell
+from inference.models import Generation
+from inference.tokenlog import Event
+
+T = TypeVar("T")
+Frame = dict[str, Any]
+logger = logging.getLogger(__name__)
+POLL_SECONDS = 1.0  # what a lost ring costs
+CHAT_POLL_SECONDS = 4.0
+DATABASE_PAUSE_SECONDS = 1.0
+MAX_HTML_CHARACTERS = 48 * 1024  # a frame is at most 64 KiB; a larger end is fetched by HTTP
+
+
+@dataclass(slots=True)
+class Look:
+    """What one look at a run found: new events, then how it is doing, then its end."""
+
+    events: list[Event] = field(default_factory=list)
+    state: Frame | None = None
+    end: Frame | None = None
+
+
+async def follow_generation(pk: UUID, epoch: int, after: int) -> AsyncIterator[Frame]:
+    """Deltas after (epoch, after), states between them, and exactly one end, last."""
+    frame_of_state: Frame | None = None
+    async with doorbell.subscribe(f"gen:{pk}") as bell:
+        while True:
+            look = await patiently(_look, pk, epoch, after)
+            if look.state and look.state != frame_of_state:
+                frame_of_state = look.state
+                yield {"type": "state", "generation": pk, **look.state}
+            for event in look.events:
+                if event.epoch != epoch:
+                    epoch = event.epoch
+                    yield {"type": "reset", "generation": pk, "epoch": epoch, "to": event.offset}
+                after = event.seq
+                yield _delta(pk, event)
+            if look.end:
+                yield look.end
+                return
+            await bell.wait(POLL_SECONDS)
+
+
+def _delta(pk: UUID, event: Event) -> Frame:
+    return {
+        "type": "delta",
+        "generation": pk,
+        "epoch": event.epoch,
+        "seq": event.seq,
+        "offset": event.offset,
+        "text": event.text,
+    }
+
+
+def _look(pk: UUID, epoch: int, after: int) -> Look:
+    events = Generation(pk=pk).log.read(epoch, after)
+    if events and not events[-1].is_terminal:
+        return Look(events, {"status": "running"})
+    run = with_lapse().filter(pk=pk).first()
+    deltas = [event for event in events if not event.is_terminal]
+    if run is None or not run.is_active:
+        return Look(deltas, end=_end(pk, run))
+    return Look(deltas, progress(run).frame())
+
+
+def _end(pk: UUID, run: Generation | None) -> Frame:
+    """The end as the row tells it: the log of a run that ended long ago may be gone."""
+    frame: Frame = {"type": "end", "generation": pk}
+    if run is None:
+        return {**frame, "epoch": 0, "seq": 0, "status": "interrupted", "html": ""}
+    frame |= {"epoch": run.epoch, "seq": run.log_seq, "status": run.status}
+    message = Message.objects.filter(generation=pk).first()
+    return {**frame, "html": render_message(message) if message else ""}
+
+
+def render_message(message: Message) -> str | None:
+    """The partial of the page, without a request; None when it is too long for a frame.
+
+    Its forms carry no CSRF token: the page's own form has one.
+    """
+    (row,) = transcript.rows_of([message])
+    html = render_to_string("chats/_message.html", {"row": row})
+    return html if len(html.encode()) <= MAX_HTML_CHARACTERS else None
+
+
+async def follow_chat(user_id: int, pk: UUID, version: int) -> AsyncIterator[Frame]:
+    """A frame each time the chat's version is above the last one told."""
+    async with doorbell.subscribe(f"chat:{pk}") as bell:
+        while True:
+            current = await patiently(_version, user_id, pk)
+            if current is None:
+                return
+            if current > version:
+                version = current
+                yield {"type": "chat", "chat": pk, "version": version}
+            await bell.wait(CHAT_POLL_SECONDS)
+
+
+def _version(user_id: int, pk: UUID) -> int | None:
+    # A deletion is told as well: the page then asks for the chat and finds it gone.
+    return Chat.objects.filter(user=user_id, pk=pk).values_list("version", flat=True).first()
+
+
+async def follow_list(user_id: int) -> AsyncIterator[Frame]:
+    """A frame whenever one of the person's chats changed, at most four a second."""
+    async with doorbell.subscribe(f"user:{user_id}") as bell:
+        while True:
+            if await bell.wait(3600):
+                yield {"type": "chats"}
+                await asyncio.sleep(0.25)
+
+
+async def patiently(look: Callable[..., T], *args: Any) -> T:
+    """Read, and when the database is away keep trying: an open stream outlives that."""
+    while True:
+        with contextlib.suppress(DatabaseError):
+            return await delivery.read(look, *args)
+        logger.warning("The database did not answer a socket's read; trying again.")
+        await asyncio.sleep(DATABASE_PAUSE_SECONDS)

@@ -1,0 +1,105 @@
+"""Automatic titles: asked of the model after the first answer, tidied, never over a person's."""
+
+import re
+import unicodedata
+from uuid import UUID
+
+from django.db import IntegrityError, transaction
+
+from chats.models import Chat, Message
+from inference.models import Generation
+
+BRANCH = "title:"
+PRIORITY_BEHIND_ANSWERS = 50
+PARAMETERS = {"temperature": 0, "max_tokens": 24}
+MAX_CHARACTERS = 60
+MAX_WORDS = 10
+SEEN_CHARACTERS = 600
+# Small models talk about the title instead of giving it.
+TALK = re.compile(
+    r"^(sure|certainly|of course|okay|here('s| is| are)|i('m| am| can|'d)|as an ai|you (can|could)"
+    r"|the title|a (short )?title|this (is|conversation))\b",
+    re.IGNORECASE,
+)
+EMPTY_WORDS = frozenset("the and for you your with from how what why this that not are".split())
+LABEL = re.compile(r"^\W*title\s*:", re.IGNORECASE)
+DECORATION = re.compile(r"^[\s#>*_`\"'“”‘’«»\-–—:.]+|[\s*_`\"'“”‘’«».,:;]+$")
+
+
+def ask_for_title(answer: Message) -> Generation | None:
+    """Queue a title for the chat of its first answer; None when it needs none."""
+    chat, question = answer.chat, answer.parent
+    if not chat.title_is_automatic or chat.title or not answer.text or question is None:
+        return None
+    if answer.generation is None:
+        return None
+    try:
+        with transaction.atomic():
+            return Generation.objects.enqueue(
+                user=chat.user,
+                release=answer.generation.release,
+                messages=prompt(question.text),
+                parameters=PARAMETERS,
+                purpose=Generation.Purpose.TITLE,
+                branch=f"{BRANCH}{chat.pk}",
+                priority=chat.user.priority + PRIORITY_BEHIND_ANSWERS,
+            )
+    except IntegrityError:
+        return None  # one is on its way
+
+
+def prompt(question: str) -> list[dict[str, str]]:
+    """One worked example is worth more to a small model than any rule."""
+    ask = "Give a title of two to five words for this message:\n\n"
+    return [
+        {"role": "user", "content": f"{ask}How do I keep basil alive on a window sill in winter?"},
+        {"role": "assistant", "content": "Growing Basil in Winter"},
+        {"role": "user", "content": f"{ask}{question[:SEEN_CHARACTERS]}"},
+    ]
+
+
+def store_title(run: Generation) -> None:
+    """Name the chat after a finished title run; after its first question if that said nothing."""
+    chat = Chat.objects.filter(
+        pk=UUID(run.branch.removeprefix(BRANCH)), user_id=run.user_id, deleted_at=None
+    ).first()
+    if chat is None or not chat.title_is_automatic or chat.title:
+        return
+    question = chat.messages.filter(role=Message.Role.USER).order_by("id").first()
+    asked = question.text if question else ""
+    title = tidy(run.text)
+    chat.name_automatically(title if is_about(title, asked) else shortened(asked))
+
+
+def tidy(text: str) -> str:
+    """A title out of what the model wrote; empty when it wrote none."""
+    lines = (_plain(line) for line in text.splitlines())
+    line = next((line for line in lines if line), "")
+    bare = DECORATION.sub("", LABEL.sub("", line))
+    is_silly = TALK.match(bare) or len(bare.split()) > MAX_WORDS or not re.search(r"\w", bare)
+    return "" if is_silly else _cut(bare)
+
+
+def is_about(title: str, question: str) -> bool:
+    """Whether they share a word: a small model at a loss repeats the worked example."""
+    words = set(re.findall(r"\w{3,}|[^\W\x00-\x7f]{2,}", title.casefold())) - EMPTY_WORDS
+    # Beginnings, so that "find" and "finding" are one; two characters say enough in Chinese.
+    return any(word[: 4 if word.isascii() else 2] in question.casefold() for word in words)
+
+
+def shortened(question: str) -> str:
+    """The first words of the question, for want of a better title."""
+    return _cut(_plain(" ".join(question.split())[: MAX_CHARACTERS * 2])) or "New chat"
+
+
+def _plain(line: str) -> str:
+    # Without control and direction characters: a title stands in lists beside other people's text.
+    kept = (c for c in line if unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co"})
+    return " ".join("".join(kept).split())
+
+
+def _cut(title: str) -> str:
+    if len(title) <= MAX_CHARACTERS:
+        return title
+    head, _, _ = title[: MAX_CHARACTERS - 1].rpartition(" ")
+    return f"{head or title[: MAX_CHARACTERS - 1]}…"

@@ -1,0 +1,34 @@
+// What an unfinished answer is waiting for, in words. The template _message_status.html says the
+// same on the first paint.
+
+const WORDS = {
+  queued: ({ position, wait }) =>
+    position ? `Position ${position}${wait ? `, about ${wait} s` : ""}` : "Waiting",
+  loading: ({ percent }) => `Loading the model${percent ? `, ${percent} %` : ""}`,
+  running: () => "",
+  resuming: () => "Going on where it stopped…",
+};
+
+export function showStatus(article, frame) {
+  const status = article.querySelector(".message__status");
+  const words = WORDS[frame.status]?.(frame);
+  if (!status || words === undefined) return;
+  status.dataset.status = frame.status;
+  const label = element("span", "message__label");
+  label.textContent = words;
+  if (frame.status === "loading") status.replaceChildren(label, bar(frame.percent ?? 0));
+  else status.replaceChildren(element("span", "message__dot"), label);
+}
+
+function element(name, className) {
+  const made = document.createElement(name);
+  made.className = className;
+  return made;
+}
+
+function bar(percent) {
+  const progress = element("progress", "message__progress");
+  Object.assign(progress, { max: 100, value: percent });
+  progress.setAttribute("aria-label", "Loading the model");
+  return progress;
+}

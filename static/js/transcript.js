@@ -1,0 +1,126 @@
+// The rows of a chat: brought up to date from the server's own template, streams left alone.
+import { enhance } from "./code.js";
+import { fragment, parse } from "./http.js";
+import { patchChildren, patchNode } from "./patch.js";
+import * as scroll from "./scroll.js";
+import { Stream, streamOf } from "./stream.js";
+
+export const main = document.getElementById("main");
+const rows = document.getElementById("transcript");
+const ACTIVE = new Set(["queued", "loading", "running", "resuming"]);
+let syncing = null;
+let again = false;
+
+export const running = () =>
+  [...(rows?.querySelectorAll(".message--assistant") ?? [])].findLast(isActive) ?? null;
+
+function isActive(article) {
+  return ACTIVE.has(article.dataset.state);
+}
+
+function changed() {
+  document.dispatchEvent(new CustomEvent("transcript"));
+}
+
+// Starts the streams of rows that are being written; colours the code of the others.
+export function adopt(root = rows) {
+  for (const article of root.querySelectorAll(".message--assistant")) {
+    if (!isActive(article)) enhance(article);
+    else if (article.dataset.generation && !streamOf(article.dataset.generation)) new Stream(article);
+  }
+  changed();
+}
+
+export function addRows(html) {
+  const made = [...parse(html).children].map((node) => document.adoptNode(node));
+  for (const node of made) {
+    const live = document.getElementById(node.id);
+    if (live) live.remove();
+    rows.append(node);
+  }
+  adopt();
+  return made;
+}
+
+// The final row of an answer, once; what looks the same already is not touched.
+export function finish(generation, html) {
+  const stream = streamOf(generation);
+  const live = rows?.querySelector(`[data-generation="${CSS.escape(generation)}"]`);
+  stream?.end();
+  const next = html && parse(html).firstElementChild;
+  if (!live || !next) return void sync();
+  scroll.hold(() => update(live, next));
+  changed();
+}
+
+function update(live, next) {
+  enhance(next);
+  patchNode(live, next);
+}
+
+// One request at a time; a wish that comes meanwhile is granted once more at the end.
+export function sync() {
+  if (!main?.dataset.transcript) return Promise.resolve();
+  again = Boolean(syncing);
+  syncing ??= bringUpToDate().finally(() => {
+    syncing = null;
+    if (again) sync();
+  });
+  return syncing;
+}
+
+async function bringUpToDate() {
+  const fresh = await fragment(main.dataset.transcript).catch(gone);
+  if (!fresh) return;
+  const next = fresh.querySelector('[data-part="rows"]');
+  scroll.hold(() => merge(next));
+  patchChildren(document.getElementById("pending"), fresh.querySelector('[data-part="pending"]'));
+  main.dataset.version = next.dataset.version;
+  showTitle(next.dataset.title);
+  adopt();
+}
+
+// Deleted in another tab, or this is no longer its owner's session: there is nothing to show.
+function gone(problem) {
+  if (problem.status === 404) location.assign("/");
+}
+
+function merge(next) {
+  const wanted = new Set();
+  let place = rows.querySelector(".message");
+  for (const article of [...next.querySelectorAll(".message")]) {
+    wanted.add(article.dataset.message);
+    const live = document.getElementById(article.id);
+    if (live) mergeRow(live, article);
+    const row = live ?? document.adoptNode(article);
+    if (row !== place) rows.insertBefore(row, place);
+    else place = row.nextElementSibling;
+  }
+  const first = next.querySelector(".message")?.id;
+  removeOthers(wanted, first);
+}
+
+// Rows above the window were loaded on purpose and stay.
+function removeOthers(wanted, first) {
+  let isInWindow = false;
+  for (const article of [...rows.querySelectorAll(".message")]) {
+    isInWindow ||= article.id === first;
+    const { message, generation } = article.dataset;
+    if (!message || !isInWindow || wanted.has(message)) continue;
+    streamOf(generation)?.end();
+    article.remove();
+  }
+}
+
+function mergeRow(live, next) {
+  const stream = streamOf(live.dataset.generation);
+  const isSame = live.dataset.generation === next.dataset.generation;
+  if (isSame && isActive(next)) return; // it streams, or has ended since this was written
+  stream?.end();
+  update(live, next);
+}
+
+export function showTitle(title) {
+  document.getElementById("chat-title").textContent = title;
+  document.title = `${title} · Chatsite`;
+}

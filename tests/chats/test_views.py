@@ -1,0 +1,289 @@
+"""The addresses: pages and JSON, good input and bad."""
+# Rows made a line above are known to have what the schema leaves optional.
+# mypy: disable-error-code="union-attr, arg-type"
+
+import json
+from urllib.parse import quote
+from uuid import uuid4
+
+import pytest
+from django.test import Client
+
+from accounts.models import User
+from chats.models import Chat, Message
+from inference.models import Generation
+
+pytestmark = pytest.mark.django_db
+JSON = {"accept": "application/json"}
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.fixture
+def client_of_alice(alice, signed_in):
+    return signed_in(alice)
+
+
+def post(client, url, **data):
+    return client.post(url, data, headers=JSON)
+
+
+def test_the_first_sight_makes_nobody(client, release):
+    response = client.get("/")
+    assert response.status_code == 200
+    assert not User.objects.exists()
+
+
+def test_a_stranger_becomes_a_guest_by_asking(client, release):
+    response = client.post("/chats/", {"text": "Hello", "client_id": uuid4()})
+    chat = Chat.objects.get()
+    assert response.status_code == 303
+    assert response.url.startswith(f"/chats/{chat.pk}/")
+    assert chat.user.is_guest
+    page = client.get(response.url)
+    assert "Hello" in page.content.decode()
+
+
+def test_a_start_in_json_has_what_the_page_needs(client_of_alice, release):
+    body = post(client_of_alice, "/chats/", text="Hello", client_id=uuid4()).json()
+    answer = Message.objects.get(role="assistant")
+    assert body["chat"] == str(answer.chat_id)
+    assert body["message"] == str(answer.pk)
+    assert body["url"] == f"/chats/{answer.chat_id}/"
+    assert body["version"] == Chat.objects.get().version
+    assert body["html"].count("<article") == 2
+
+
+def test_a_repeated_send_is_answered_the_same(client_of_alice, release):
+    data = {"text": "Hello", "client_id": uuid4()}
+    first, second = (post(client_of_alice, "/chats/", **data).json() for _ in range(2))
+    assert first.pop("html").count("<article") == second.pop("html").count("<article") == 2
+    assert first == second
+    data["text"] = "Other"
+    refused = post(client_of_alice, "/chats/", **data)
+    assert refused.status_code == 409
+    assert refused.json()["error"]["code"] == "client_id_reused"
+
+
+def test_asking_below_the_leaf_and_while_it_is_busy(client_of_alice, answered):
+    url = f"/chats/{answered.chat_id}/messages/"
+    body = post(client_of_alice, url, text="More", client_id=uuid4()).json()
+    assert "message" in body
+    body = post(client_of_alice, url, text="And more", client_id=uuid4()).json()
+    assert body["pending"] == str(Chat.objects.get().pending.get().pk)
+    assert "And more" in body["html"]
+
+
+def test_editing_makes_a_sibling(client_of_alice, answered):
+    url = f"/chats/{answered.chat_id}/messages/"
+    post(client_of_alice, url, text="What is coffee?", edits=answered.parent_id)
+    page = client_of_alice.get(f"/chats/{answered.chat_id}/").content.decode()
+    assert "What is coffee?" in page
+    assert "What is tea?" not in page
+    post(client_of_alice, f"/chats/{answered.chat_id}/branch/", message=answered.parent_id)
+    page = client_of_alice.get(f"/chats/{answered.chat_id}/").content.decode()
+    assert "Leaves in water." in page
+
+
+def test_a_question_can_be_asked_below_an_older_answer(client_of_alice, answered, pen):
+    pen(answered.chat.ask("More", uuid4())).write("More.").end()
+    url = f"/chats/{answered.chat_id}/messages/"
+    body = post(client_of_alice, url, text="Instead", parent=answered.pk).json()
+    assert Message.objects.get(pk=body["message"]).parent.parent_id == answered.pk
+
+
+def test_answering_again_and_continuing(client_of_alice, answered, pen):
+    body = post(client_of_alice, f"/messages/{answered.pk}/versions/", client_id=uuid4()).json()
+    again = Message.objects.get(pk=body["message"])
+    assert again.parent_id == answered.parent_id
+    pen(again).write("Some").end("stopped", "")
+    url = f"/messages/{again.pk}/continuation/"
+    client_id = uuid4()
+    first = post(client_of_alice, url, client_id=client_id)
+    assert first.json()["message"] == str(again.pk)
+    assert post(client_of_alice, url, client_id=client_id).json() == first.json()
+    assert Generation.objects.filter(purpose="chat").count() == 3
+
+
+def test_continuing_a_complete_answer_is_refused(client_of_alice, answered):
+    response = post(client_of_alice, f"/messages/{answered.pk}/continuation/")
+    assert response.status_code == 409
+
+
+def test_stopping_is_idempotent_and_told(client_of_alice, release):
+    answer = Chat.start(User.objects.get(), "Hi", uuid4())
+    url = f"/generations/{answer.generation_id}/"
+    for _ in range(2):
+        response = client_of_alice.delete(url, headers=JSON)
+        assert response.json()["status"] == "stopped"
+    assert client_of_alice.post(url, {"_method": "delete"}).status_code == 303
+
+
+def test_the_status_of_a_run_has_its_text(client_of_alice, release, pen):
+    answer = Chat.start(User.objects.get(), "Hi", uuid4())
+    hand = pen(answer).write("Hel", "lo")
+    url = f"/generations/{answer.generation_id}/"
+    expected = {"status": "running", "seq": 2, "epoch": 0, "text": "Hello"}
+    assert client_of_alice.get(url).json() == expected
+    hand.end()
+    assert client_of_alice.get(url).json() == {**expected, "status": "done", "seq": 3}
+
+
+def test_a_chat_is_renamed_deleted_and_brought_back(client_of_alice, answered):
+    url = f"/chats/{answered.chat_id}/"
+    assert client_of_alice.post(f"{url}title/", {"title": " My  tea "}).status_code == 303
+    assert Chat.objects.get().title == "My tea"
+    assert client_of_alice.post(f"{url}deletion/").status_code == 303
+    assert client_of_alice.get(url).status_code == 404
+    assert client_of_alice.post(f"{url}deletion/", {"undo": 1}).status_code == 303
+    assert client_of_alice.get(url).status_code == 200
+
+
+def test_a_waiting_message_is_reworded_sent_now_and_taken_back(client_of_alice, release):
+    chat = Chat.start(User.objects.get(), "Hi", uuid4()).chat
+    first, second = chat.ask("one", uuid4()), chat.ask("two", uuid4())
+    assert client_of_alice.post(f"/pending/{first.pk}/", {"text": "uno"}).status_code == 303
+    assert client_of_alice.delete(f"/pending/{second.pk}/").status_code == 303
+    assert [item.text for item in chat.pending.all()] == ["uno"]
+    assert client_of_alice.post(f"/pending/{first.pk}/", {"now": 1}).status_code == 303
+    assert Message.objects.filter(role="user", text="uno").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "blank"),
+        (" \n\t\u200b ", "blank"),
+        ("x" * 1_000_000, "too_long"),
+        ("a\0b", "bad_text"),
+    ],
+)
+def test_bad_text_is_refused_with_a_sentence(client_of_alice, answered, text, code):
+    for url in ("/chats/", f"/chats/{answered.chat_id}/messages/"):
+        response = post(client_of_alice, url, text=text)
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == code
+        assert client_of_alice.post(url, {"text": text}).status_code == 400
+    assert Message.objects.count() == 2
+
+
+@pytest.mark.parametrize("raw", ["text=%ED%A0%80", "text=%FF%FE", "text=a%C3", "text=%00"])
+def test_a_form_that_is_not_utf8_is_refused(client_of_alice, release, raw):
+    response = client_of_alice.post("/chats/", raw, content_type=FORM, headers=JSON)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "bad_text"
+
+
+@pytest.mark.parametrize("name", ["client_id", "parent", "edits"])
+@pytest.mark.parametrize("value", ["x", "0", "../..", "é" * 40, "1" * 5000])
+def test_bad_ids_are_refused(client_of_alice, answered, name, value):
+    url = f"/chats/{answered.chat_id}/messages/"
+    response = post(client_of_alice, url, text="Hi", **{name: value})
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "bad_id"
+
+
+@pytest.mark.parametrize("name", ["parent", "edits"])
+def test_unknown_ids_are_not_found(client_of_alice, answered, name):
+    url = f"/chats/{answered.chat_id}/messages/"
+    response = post(client_of_alice, url, text="Hi", **{name: uuid4()})
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "not_found"
+
+
+def test_other_bodies_than_forms_are_refused_kindly(client_of_alice, answered):
+    url = f"/chats/{answered.chat_id}/messages/"
+    for body, kind in (
+        (json.dumps({"text": "Hi"}), "application/json"),
+        ("[" * 10_000, "application/json"),
+        ("text=Hi", "text/plain"),
+        ("--x\r\nbroken", "multipart/form-data; boundary=x"),
+        ("--x\r\nbroken", "multipart/form-data"),
+        ("text=Hi", f"{FORM}; charset=latin-1"),
+        ("&".join(f"a{n}=1" for n in range(2000)), FORM),
+    ):
+        assert client_of_alice.post(url, body, content_type=kind, headers=JSON).status_code == 400
+
+
+@pytest.mark.parametrize("cursor", ["x", "1_", f"{'9' * 40}_{uuid4().hex}", "1_zz", "%00"])
+def test_bad_cursors_are_not_found(client_of_alice, answered, cursor):
+    assert client_of_alice.get(f"/chats/?before={cursor}").status_code == 404
+    assert client_of_alice.get(f"/chats/{answered.chat_id}/?before={cursor}").status_code == 404
+
+
+def test_bad_titles_are_refused(client_of_alice, answered):
+    for title in ("", "  ", "x" * 121, "a\0b"):
+        url = f"/chats/{answered.chat_id}/title/"
+        assert post(client_of_alice, url, title=title).status_code == 400
+        assert client_of_alice.post(url, {"title": title}).status_code == 400
+
+
+def test_the_text_survives_a_refusal(client_of_alice, answered):
+    text = "y" * 40_000
+    response = client_of_alice.post(f"/chats/{answered.chat_id}/messages/", {"text": text})
+    assert response.status_code == 400
+    assert response.context["composer_text"] == text
+    assert "32,000" in response.context["composer_error"]
+
+
+def test_without_a_model_a_send_is_refused_and_makes_no_guest(client):
+    response = client.post("/chats/", {"text": "Hi"}, headers=JSON)
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "no_model"
+    assert client.post("/chats/", {"text": "Hi"}).status_code == 503
+    assert not User.objects.exists()
+
+
+def test_too_many_sends_are_told_how_long_to_wait(client_of_alice, release, settings):
+    settings.RATE_LIMITS = {**settings.RATE_LIMITS, "send": "2/m"}
+    data = {"text": "Hi", "client_id": uuid4()}
+    post(client_of_alice, "/chats/", **data)
+    post(client_of_alice, "/chats/", text="Hi")
+    refused = post(client_of_alice, "/chats/", text="Hi")
+    assert refused.status_code == 429
+    assert refused.json()["error"]["retry_after"] == int(refused["Retry-After"]) > 0
+    page = client_of_alice.post("/chats/", {"text": "My long text"})
+    assert page.status_code == 429
+    assert page.context["composer_text"] == "My long text"
+    assert post(client_of_alice, "/chats/", **data).status_code == 200
+
+
+def test_every_write_needs_a_csrf_token(alice, answered):
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(alice)
+    chat, run = answered.chat_id, answered.generation_id
+    for method, url in (
+        ("post", "/chats/"),
+        ("post", f"/chats/{chat}/messages/"),
+        ("post", f"/chats/{chat}/branch/"),
+        ("post", f"/chats/{chat}/title/"),
+        ("post", f"/chats/{chat}/deletion/"),
+        ("post", f"/messages/{answered.pk}/versions/"),
+        ("post", f"/messages/{answered.pk}/continuation/"),
+        ("post", f"/generations/{run}/"),
+        ("delete", f"/generations/{run}/"),
+        ("delete", f"/pending/{uuid4()}/"),
+    ):
+        assert getattr(client, method)(url).status_code == 403
+
+
+def test_reading_changes_nothing_and_writing_needs_post(client_of_alice, answered):
+    for part in ("messages", "branch", "title", "deletion"):
+        assert client_of_alice.get(f"/chats/{answered.chat_id}/{part}/").status_code == 405
+    assert client_of_alice.get(f"/messages/{answered.pk}/versions/").status_code == 405
+    assert client_of_alice.put(f"/pending/{uuid4()}/").status_code == 405
+
+
+def test_ids_have_one_spelling(client_of_alice, answered):
+    spelt = str(answered.chat_id)
+    for other in (spelt.upper(), spelt.replace("-", ""), f"{{{spelt}}}", quote(spelt + "\0")):
+        assert client_of_alice.get(f"/chats/{other}/").status_code == 404
+
+
+def test_the_list_and_the_fragments(client_of_alice, answered):
+    assert client_of_alice.get("/chats/").status_code == 200
+    fragment = client_of_alice.get("/chats/?fragment=1").content.decode()
+    assert str(answered.chat_id) in fragment
+    assert "<html" not in fragment
+    fragment = client_of_alice.get(f"/chats/{answered.chat_id}/transcript/").content.decode()
+    assert f"message-{answered.pk}" in fragment
+    assert "<html" not in fragment
