@@ -46,8 +46,7 @@ def main() -> None:
         token = asyncio.run(first_token(running))
         time.sleep(8)
         web, worker = (megabytes(running.pid_of(role)) for role in ("web", "worker"))
-        rest = [pid for pid in running.pids]
-        total = sum(map(megabytes, rest))
+        total = sum(map(megabytes, running.pids))
     weights = (MODELS / entry.file_name).stat().st_size / MIB
     cache = 8 * 4096 * CACHE_BYTES_PER_TOKEN / MIB
     figures = {

@@ -1,6 +1,6 @@
 """Prints a benchmark's figures as a table and saves them under bench/results/."""
 
-import datetime
+import datetime as dt
 import json
 import os
 import platform
@@ -24,7 +24,7 @@ def _lines(path: str) -> list[str]:
 def record(name: str, figures: dict[str, Any], note: str = "") -> None:
     for key, value in figures.items():
         print(f"{key:<52} {value}")
-    day = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    day = dt.datetime.now(tz=dt.UTC).date().isoformat()
     RESULTS.mkdir(exist_ok=True)
     body = {"date": day, "machine": machine(), "note": note, "figures": figures}
     (RESULTS / f"{day}-{name}.json").write_text(json.dumps(body, indent=2) + "\n")

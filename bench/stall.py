@@ -6,6 +6,7 @@ python -m bench.stall [runs]: the engine in this process, the real model.
 import asyncio
 import sys
 import time
+from itertools import pairwise
 from statistics import median, quantiles
 
 from bench.record import record
@@ -37,7 +38,7 @@ async def long_prompt(engine: LlamaCppEngine) -> tuple[float, float]:
 
 def gaps(arrivals: list[float], start: float, end: float) -> list[float]:
     inside = [moment for moment in arrivals if start <= moment <= end]
-    return [b - a for a, b in zip(inside[:-1], inside[1:], strict=True)]
+    return [b - a for a, b in pairwise(inside)]
 
 
 async def once(engine: LlamaCppEngine) -> tuple[float, float, float, float]:

@@ -29,7 +29,8 @@ class ChatAdmin(RecordAdmin):
         return [*super().get_fields(request, obj), "messages_page"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        return super().get_queryset(request).annotate(count=Count("messages"))
+        chats: QuerySet[Any] = super().get_queryset(request).annotate(count=Count("messages"))
+        return chats
 
     @admin.display(description="user", ordering="user__username")
     def person(self, chat: Chat) -> SafeString:

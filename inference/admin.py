@@ -28,7 +28,8 @@ class ModelAdmin(admin.ModelAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Model]:
         live = Count("releases", filter=Q(releases__state=Release.State.LIVE))
-        return super().get_queryset(request).annotate(live=live)
+        models: QuerySet[Model] = super().get_queryset(request).annotate(live=live)
+        return models
 
     @admin.display(ordering="live")
     def live_releases(self, model: Any) -> int:

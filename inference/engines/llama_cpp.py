@@ -115,10 +115,12 @@ def _special_tokens(weights: Weights) -> tuple[str, str]:
 
 def fastest(seconds: Callable[[int], float]) -> int:
     """The number of threads, 1 to all cores by doubling, that took the least time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    counts = sorted({min(2**power, cores or 1) for power in range(6)})
-    times = {count: seconds(count) for count in counts}
-    return min(counts, key=lambda count: times[count])
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    counts = sorted({min(1 << power, cores) for power in range(6)})
+    _, count = min((seconds(count), count) for count in counts)
+    return count
 
 
 def _time(context: Context, threads: int, batch: int) -> float:

@@ -133,10 +133,10 @@ class SimulatedEngine:
 
 
 class Pace:
-    """Lets one token through every 1/rate seconds, catching up after a late wake-up."""
+    """Lets one token through every 1/rate seconds, catching up after a late wake-up; 0: at once."""
 
     def __init__(self, rate: float) -> None:
-        self._interval = 1 / rate
+        self._interval = 1 / rate if rate else 0.0
         self._next = time.monotonic()
 
     async def tick(self) -> None:

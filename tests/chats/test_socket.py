@@ -324,7 +324,7 @@ async def test_a_reader_that_takes_nothing_is_closed(alice, release, pen, monkey
     frame = {"type": "watch", "generation": str(answer.generation_id), "epoch": 0, "after": 0}
     await inbox.put({"type": "websocket.receive", "text": json.dumps(frame)})
     async with asyncio.timeout(3):
-        while sent[-1:] == [] or sent[-1]["type"] != "websocket.close":  # noqa: ASYNC110
+        while sent[-1:] == [] or sent[-1]["type"] != "websocket.close":
             await asyncio.sleep(0.05)
     assert sent[-1]["code"] == 4008
     await inbox.put({"type": "websocket.disconnect", "code": 4008})

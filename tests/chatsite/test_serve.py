@@ -1,6 +1,7 @@
 """`manage.py serve` as a person uses it: start, kill, start again, start twice, stop."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -83,10 +84,8 @@ async def begin(site: Site, text: str = COUNT, until: int = 60) -> Reader:
 async def finish(reader: Reader) -> None:
     """Reconnect as often as it takes."""
     for _ in range(100):
-        try:
+        with contextlib.suppress(OSError):
             await reader.read()
-        except OSError:
-            pass
         if reader.status:
             return
         await asyncio.sleep(0.1)

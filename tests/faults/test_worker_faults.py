@@ -3,6 +3,7 @@
 import random
 import signal
 import time
+from typing import Any
 
 import pytest
 from django.conf import settings as site_settings
@@ -222,13 +223,13 @@ def test_many_seeded_kills_of_the_simulated_worker_lose_repeat_and_reorder_nothi
     draw = random.Random(20261121)
     kills = 200 if ON_SQLITE else 40
     worker = workers.start()
-    readers = []
+    readers: list[Any] = []
     while kills:
         readers = [r for r in readers if not r.kind]
         while len(readers) < 8:
             length = draw.randint(40, 400)
             readers.append(ask(alice, release, f"count {length} pace=400"))
-            readers[-1].expected = " ".join(map(str, range(1, length + 1)))  # type: ignore[attr-defined]
+            readers[-1].expected = " ".join(map(str, range(1, length + 1)))
         target = draw.choice(readers)
         target.read_until(len(target.text) + draw.randint(1, 60))
         worker.kill()
@@ -236,9 +237,9 @@ def test_many_seeded_kills_of_the_simulated_worker_lose_repeat_and_reorder_nothi
         worker = workers.start()
         for reader in readers:
             reader.look()
-            assert reader.expected.startswith(reader.text)  # type: ignore[attr-defined]
+            assert reader.expected.startswith(reader.text)
     for reader in readers:
-        assert reader.read_to_the_end() == reader.expected  # type: ignore[attr-defined]
+        assert reader.read_to_the_end() == reader.expected
         assert reader.kind == "done"
 
 

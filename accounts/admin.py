@@ -1,0 +1,90 @@
+"""People and tiers for staff, and the rule that keeps what people wrote from staff."""
+
+from typing import Any, ClassVar
+
+from django.conf import settings
+from django.contrib import admin
+from django.contrib.auth.admin import UserAdmin
+from django.db import models
+from django.http import HttpRequest
+
+from accounts.models import Tier, User
+
+Names = tuple[str, ...]
+
+
+class ContentHidingAdmin(admin.ModelAdmin):
+    """Rows that carry what people or models wrote: readable by staff only where a setting allows.
+
+    `content` names the fields and methods that show it. They leave the form, the list and
+    the search, which would tell letter by letter what it may not show.
+    """
+
+    content: ClassVar[Names] = ()
+
+    def hidden(self) -> Names:
+        return () if settings.ADMIN_SEES_MESSAGES else self.content
+
+    def shown(self, names: Any) -> list[Any]:
+        return [name for name in names if str(name).lstrip("^=@") not in self.hidden()]
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        """Django lets staff filter by any column of the table through the address."""
+        is_hidden = lookup.split("__", maxsplit=1)[0] in self.hidden()
+        return not is_hidden and super().lookup_allowed(lookup, value, request)
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
+        return self.shown(super().get_fields(request, obj))
+
+    def get_list_display(self, request: HttpRequest) -> list[Any]:
+        return self.shown(super().get_list_display(request))
+
+    def get_search_fields(self, request: HttpRequest) -> list[Any]:
+        return self.shown(super().get_search_fields(request))
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet[Any]:
+        columns = {field.name for field in self.model._meta.concrete_fields}
+        return super().get_queryset(request).defer(*columns.intersection(self.hidden()))
+
+
+class RecordAdmin(ContentHidingAdmin):
+    """Rows the site writes and nobody edits: staff may look, search and delete."""
+
+    show_full_result_count = False
+    list_per_page = 50
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(User)
+class PersonAdmin(UserAdmin):
+    list_display = ("username", "is_guest", "tier", "is_staff", "is_active", "date_joined")
+    list_filter = ("is_guest", "tier", "is_staff", "is_superuser", "is_active")
+    list_select_related = ("tier",)
+    search_fields = ("username", "email")
+    date_hierarchy = "date_joined"
+    show_full_result_count = False
+    readonly_fields = ("last_login", "date_joined")
+    fieldsets = (
+        *(UserAdmin.fieldsets or ()),
+        ("This site", {"fields": ("is_guest", "tier")}),
+    )
+
+
+@admin.register(Tier)
+class TierAdmin(admin.ModelAdmin):
+    list_display = (
+        "slug",
+        "name",
+        "priority",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "concurrent_runs",
+        "context_tokens",
+    )
+    search_fields = ("slug", "name")
+    prepopulated_fields: ClassVar = {"slug": ("name",)}

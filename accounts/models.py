@@ -1,0 +1,54 @@
+"""People, guests among them, and the tier that says what each may use."""
+
+import secrets
+from typing import ClassVar, Self
+
+from django.contrib.auth.models import AbstractUser, UserManager
+from django.db import models
+
+
+class Tier(models.Model):
+    """What a group of people may use. Limits of 0 mean no limit."""
+
+    slug = models.SlugField(unique=True)
+    name = models.CharField(max_length=60)
+    priority = models.PositiveSmallIntegerField(default=10, help_text="Lower is served first.")
+    requests_per_minute = models.PositiveIntegerField(default=0)
+    tokens_per_minute = models.PositiveIntegerField(default=0)
+    concurrent_runs = models.PositiveSmallIntegerField(default=0)
+    context_tokens = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        ordering: ClassVar = ["priority", "slug"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Users(UserManager["User"]):
+    def create_guest(self, username: str = "") -> "User":
+        """A person without an account, known only by their session."""
+        guest = self.model(username=username or f"guest-{secrets.token_hex(16)}", is_guest=True)
+        guest.set_unusable_password()
+        guest.save(using=self._db)
+        return guest
+
+
+class User(AbstractUser):
+    is_guest = models.BooleanField(default=False)
+    tier = models.ForeignKey(Tier, null=True, blank=True, on_delete=models.SET_NULL)
+
+    objects: ClassVar[Users] = Users()
+
+    @property
+    def priority(self) -> int:
+        """The place of this person's runs in the queue; lower is served first."""
+        return self.tier.priority if self.tier else 10
+
+    def become_member(self, username: str, password: str) -> Self:
+        """Turn this guest into an account in place, so that every chat stays theirs."""
+        self.username = username
+        self.is_guest = False
+        self.set_password(password)
+        self.save()
+        return self

@@ -1,0 +1,71 @@
+"""Is this process alive, and may traffic be sent to it?"""
+
+import threading
+from collections.abc import Callable
+from functools import cache
+
+from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
+from django.http import HttpRequest, JsonResponse
+from django.views.decorators.cache import never_cache
+
+draining = threading.Event()
+"""Set when this process is about to end: it finishes what it has and gets nothing new."""
+
+
+class NotReady(Exception):
+    """The message says what is missing; it is shown to whoever asks."""
+
+
+@never_cache
+def livez(request: HttpRequest) -> JsonResponse:
+    """Answers as long as the process can answer at all; touches nothing else."""
+    return JsonResponse({"status": "alive"})
+
+
+@never_cache
+def readyz(request: HttpRequest) -> JsonResponse:
+    """200 when every check passes, else 503; each check says "ok" or what is wrong."""
+    results = {name: _result(check) for name, check in CHECKS.items()}
+    ready = set(results.values()) == {"ok"}
+    body = {"status": "ready" if ready else "not ready", "checks": results}
+    return JsonResponse(body, status=200 if ready else 503)
+
+
+def _result(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except NotReady as error:
+        return str(error)
+    except DatabaseError:
+        return "the database does not answer"
+    return "ok"
+
+
+def database_answers() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+
+def migrations_are_applied() -> None:
+    if not _is_migrated():
+        _is_migrated.cache_clear()
+        raise NotReady("migrations are waiting: run manage.py migrate")
+
+
+@cache
+def _is_migrated() -> bool:
+    executor = MigrationExecutor(connection)
+    return not executor.migration_plan(executor.loader.graph.leaf_nodes())
+
+
+def is_not_draining() -> None:
+    if draining.is_set():
+        raise NotReady("draining: this process is about to end")
+
+
+CHECKS: dict[str, Callable[[], None]] = {
+    "database": database_answers,
+    "migrations": migrations_are_applied,
+    "draining": is_not_draining,
+}

@@ -1,0 +1,20 @@
+"""Log lines: one event, one line, nothing a stranger can forge."""
+
+import logging
+
+
+class OneLine(logging.Formatter):
+    """Escapes control characters of the message: no forged lines, no terminal codes.
+
+    A traceback of our own keeps its lines, indented under the event.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        record.message = "".join(
+            char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+            for char in record.message
+        )
+        return super().formatMessage(record)
+
+    def formatException(self, ei: "logging._SysExcInfoType") -> str:  # noqa: N802
+        return "\n".join(f"    {line}" for line in super().formatException(ei).splitlines())

@@ -1,0 +1,248 @@
+"""Every setting, read from the environment with safe defaults; documented in docs/settings.md."""
+
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+import dj_database_url
+from csp.constants import NONCE, NONE, SELF
+
+from chatsite.secret import load_or_create_secret
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+
+def env_list(name: str, default: str = "") -> list[str]:
+    return [part.strip() for part in os.environ.get(name, default).split(",") if part.strip()]
+
+
+def env_bool(name: str, default: bool = False) -> bool:
+    return os.environ.get(name, "1" if default else "0").lower() in {"1", "true", "yes", "on"}
+
+
+def env_int(name: str, default: int) -> int:
+    value = env_float(name, default)
+    return int(value) if value.is_integer() else _refuse(name, "a whole number")
+
+
+def env_float(name: str, default: float) -> float:
+    try:
+        return float(os.environ.get(name) or default)
+    except ValueError:
+        return _refuse(name, "a number")
+
+
+def _refuse(name: str, what: str) -> NoReturn:
+    raise SystemExit(f"{name} must be {what}, not “{os.environ.get(name)}”: see docs/settings.md.")
+
+
+def data_folder() -> Path:
+    folder = Path(os.environ.get("DATA_DIR", BASE_DIR / "data")).resolve()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(
+            f"The data folder {folder} cannot be made ({error.strerror}). "
+            "Name another one in DATA_DIR."
+        ) from None
+    return folder
+
+
+DATA_DIR = data_folder()
+HOST = os.environ.get("HOST", "127.0.0.1")
+PORT = env_int("PORT", 8000)
+DEBUG = env_bool("DEBUG")
+SECRET_KEY = os.environ.get("SECRET_KEY") or load_or_create_secret(DATA_DIR / "secret_key")
+ALLOWED_HOSTS = env_list("ALLOWED_HOSTS", f"localhost,127.0.0.1,[::1],{HOST}")
+CSRF_TRUSTED_ORIGINS = env_list("CSRF_TRUSTED_ORIGINS")
+HTTPS = env_bool("HTTPS")
+
+# --- models and workers -------------------------------------------------------------------
+MODEL = os.environ.get("MODEL", "smollm2-135m-instruct")
+MODELS_DIR = Path(os.environ.get("MODELS_DIR", DATA_DIR / "models")).resolve()
+CONTEXT_TOKENS = env_int("CONTEXT_TOKENS", 4096)
+WORKER_SLOTS = env_int("WORKER_SLOTS", 8)
+WORKER_THREADS = env_int("WORKER_THREADS", 0)  # 0: measured at start
+MAX_ANSWER_TOKENS = env_int("MAX_ANSWER_TOKENS", 1024)
+MAX_MESSAGE_CHARACTERS = env_int("MAX_MESSAGE_CHARACTERS", 32000)
+GENERATION_FINISHED = "chats.answers.settle"  # called inside the finishing transaction
+LOG_RETENTION_SECONDS = env_int("LOG_RETENTION_SECONDS", 900)
+DRAIN_SECONDS = env_float("DRAIN_SECONDS", 5)
+SIMULATED_TOKENS_PER_SECOND = env_float("SIMULATED_TOKENS_PER_SECOND", 50)
+SIMULATED_LOAD_SECONDS = env_float("SIMULATED_LOAD_SECONDS", 0)
+ADMIN_SEES_MESSAGES = env_bool("ADMIN_SEES_MESSAGES")
+
+# --- limits for form views (django-ratelimit) ---------------------------------------------
+RATE_LIMITS = {
+    "login": os.environ.get("RATE_LIMIT_LOGIN", "10/15m"),  # per account name and address
+    "login_address": os.environ.get("RATE_LIMIT_LOGIN_ADDRESS", "100/15m"),
+    "signup": os.environ.get("RATE_LIMIT_SIGNUP", "10/h"),
+    "send": os.environ.get("RATE_LIMIT_SEND", "30/m"),
+}
+TRUSTED_PROXIES = env_list("TRUSTED_PROXIES")  # addresses, networks, "unix"
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "daphne",  # before staticfiles: it replaces runserver with an ASGI one
+    "django.contrib.staticfiles",
+    "channels",
+    "csp",
+    "chatsite",
+    "accounts",
+    "inference",
+    "chats",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "chatsite.urls"
+WSGI_APPLICATION = "chatsite.wsgi.application"
+ASGI_APPLICATION = "chatsite.asgi.application"
+AUTH_USER_MODEL = "accounts.User"
+LOGIN_URL = "login"
+LOGIN_REDIRECT_URL = "home"
+LOGOUT_REDIRECT_URL = "home"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+TEMPLATES: list[dict[str, Any]] = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "csp.context_processors.nonce",
+            ],
+        },
+    },
+]
+
+
+def database() -> dict[str, Any]:
+    """SQLite in DATA_DIR unless DATABASE_URL names another database."""
+    url = os.environ.get("DATABASE_URL", f"sqlite:///{DATA_DIR / 'chatsite.sqlite3'}")
+    config: dict[str, Any] = {**dj_database_url.parse(url)}
+    if config["ENGINE"].endswith("sqlite3"):
+        config["OPTIONS"] = {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 20,
+            "init_command": (
+                "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"
+                "PRAGMA foreign_keys=ON; PRAGMA cache_size=-8000"
+            ),
+        }
+        config["CONN_MAX_AGE"] = None  # the threads that serve pages last as long as the process
+        config["TEST"] = {"NAME": DATA_DIR / "test.sqlite3"}  # a file: tests use threads
+    else:
+        options = config.get("OPTIONS", {})  # of the URL: host=/a/socket, sslmode=…
+        config["OPTIONS"] = {**options, "pool": {"min_size": 1, "max_size": 8, "timeout": 10}}
+    return config
+
+
+DATABASES = {"default": database()}
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+
+PASSWORD_HASHERS = [
+    "django.contrib.auth.hashers.Argon2PasswordHasher",
+    "django.contrib.auth.hashers.PBKDF2PasswordHasher",
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+
+LANGUAGE_CODE = "en"
+TIME_ZONE = os.environ.get("TIME_ZONE", "UTC")
+USE_TZ = True
+
+STATIC_URL = "/static/"
+STATIC_ROOT = Path(os.environ.get("STATIC_ROOT", BASE_DIR / "static-collected")).resolve()
+STATICFILES_DIRS = [BASE_DIR / "static"]
+STATICFILES_FINDERS = [
+    "django.contrib.staticfiles.finders.FileSystemFinder",
+    "django.contrib.staticfiles.finders.AppDirectoriesFinder",
+    "chatsite.finders.NpmFinder",
+]
+STATIC_HASHED = env_bool("STATIC_HASHED", not DEBUG)
+_STATIC_STORAGE = (
+    "chatsite.storage.HashedStaticFilesStorage"
+    if STATIC_HASHED
+    else "django.contrib.staticfiles.storage.StaticFilesStorage"
+)
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": _STATIC_STORAGE},
+}
+MEDIA_ROOT = DATA_DIR / "media"
+
+# --- security: docs/settings.md says what each line is against ----------------------------
+SESSION_COOKIE_AGE = 60 * 60 * 24 * 90  # a guest's only way back to their chats
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+SESSION_COOKIE_NAME = "__Host-session" if HTTPS else "session"
+CSRF_COOKIE_NAME = "__Host-csrf" if HTTPS else "csrf"
+CSRF_COOKIE_HTTPONLY = True
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if TRUSTED_PROXIES else None
+SECURE_SSL_REDIRECT = HTTPS
+SECURE_REDIRECT_EXEMPT = [r"^livez$", r"^readyz$"]
+SECURE_HSTS_SECONDS = 60 * 60 * 24 * 30 if HTTPS else 0
+SECURE_REFERRER_POLICY = (
+    "same-origin"  # "no-referrer" makes browsers post forms with `Origin: null`
+)
+SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
+# Whether every subdomain speaks HTTPS, and whether browsers may ship that as a fact, is for
+# the owner of the domain to say, not for one site under it.
+SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
+
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [NONE],
+        "script-src": [SELF, NONCE],
+        "style-src": [SELF],
+        "img-src": [SELF, "data:"],
+        "font-src": [SELF],
+        "connect-src": [SELF],  # in today's browsers this covers the WebSocket of the same host
+        "manifest-src": [SELF],
+        "form-action": [SELF],
+        "frame-ancestors": [NONE],
+        "base-uri": [NONE],
+        "object-src": [NONE],
+    },
+}
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {"()": "chatsite.logs.OneLine", "format": "%(asctime)s %(levelname)s %(message)s"},
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": "WARNING"},
+    "loggers": {
+        name: {"level": os.environ.get("LOG_LEVEL", "INFO")}
+        for name in ("chatsite", "accounts", "inference", "chats")
+    }
+    | {"django": {"handlers": [], "level": "WARNING", "propagate": True}},
+}

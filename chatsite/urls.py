@@ -1,0 +1,14 @@
+"""Which room answers which path."""
+
+from django.contrib import admin
+from django.urls import URLPattern, URLResolver, include, path
+
+from chatsite import health
+
+urlpatterns: list[URLPattern | URLResolver] = [
+    path("", include("chats.urls")),
+    path("accounts/", include("accounts.urls")),
+    path("admin/", admin.site.urls),
+    path("livez", health.livez, name="livez"),
+    path("readyz", health.readyz, name="readyz"),
+]

@@ -1,0 +1,140 @@
+"""Staff work in the admin; what people wrote stays out of it unless a setting allows."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.contrib import admin
+from django.urls import reverse
+from django.utils import timezone
+
+from accounts.models import Tier, User
+from chats.models import Chat, Message, PendingMessage
+from inference.catalogue import CATALOGUE, register
+from inference.models import Chunk, Generation, Prompt, Release, Worker
+
+SECRET = "the-planted-secret"
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def run(alice: User) -> Generation:
+    """A finished answer of Alice's, her words and the model's in every column that has any."""
+    from uuid import uuid4
+
+    release = register(CATALOGUE["simulated"])
+    Tier.objects.create(slug="free", name="Free")
+    Worker.objects.create(boot_id=uuid4(), node="here", pid=1, release=release)
+    run = Generation.objects.create(
+        user=alice, release=release, status="done", text=SECRET, token_ids=SECRET.encode()
+    )
+    Prompt.objects.create(generation=run, messages=[{"role": "user", "content": SECRET}])
+    Chunk.objects.create(
+        generation=run, seq=1, fence=1, offset=0, text=SECRET, token_ids=SECRET.encode()
+    )
+    chat = Chat.objects.create(user=alice, title=SECRET)
+    Message.objects.create(chat=chat, user=alice, role="assistant", text=SECRET, generation=run)
+    PendingMessage.objects.create(chat=chat, user=alice, text=SECRET, client_id=uuid4())
+    return run
+
+
+def site_admins() -> list[Any]:
+    ours = ("accounts", "inference", "chats")
+    return [a for m, a in admin.site._registry.items() if m._meta.app_label in ours]
+
+
+def pages() -> Iterator[str]:
+    """Every page of the admin for every row there is, and a search for the secret."""
+    yield reverse("admin:index")
+    for model_admin in site_admins():
+        options = model_admin.opts
+        base = f"admin:{options.app_label}_{options.model_name}"
+        yield reverse(f"{base}_changelist")
+        yield reverse(f"{base}_changelist") + "?q=zzz"
+        for row in model_admin.model._base_manager.all():
+            for page in ("change", "history", "delete"):
+                yield reverse(f"{base}_{page}", args=[row.pk])
+
+
+def test_every_table_of_ours_is_in_the_admin():
+    from django.apps import apps
+
+    ours = {
+        m
+        for app in ("accounts", "inference", "chats")
+        for m in apps.get_app_config(app).get_models()
+    }
+    assert ours == {model_admin.model for model_admin in site_admins()}
+
+
+def test_no_page_shows_what_people_or_models_wrote(signed_in, charlie, run):
+    client = signed_in(charlie)
+    shown = [page for page in pages() if SECRET in client.get(page).content.decode()]
+    assert shown == []
+
+
+def test_every_page_opens(signed_in, charlie, run):
+    client = signed_in(charlie)
+    answers = {page: client.get(page).status_code for page in pages()}
+    assert {page: status for page, status in answers.items() if status != 200} == {}
+
+
+@pytest.mark.parametrize("model", ["chats_chat", "chats_message", "chats_pendingmessage"])
+def test_search_does_not_tell_what_it_may_not_show(signed_in, charlie, run, model):
+    client = signed_in(charlie)
+    page = client.get(reverse(f"admin:{model}_changelist"), {"q": SECRET})
+    assert page.context["cl"].result_count == 0
+
+
+@pytest.mark.parametrize(
+    "lookup", ["text__startswith", "messages__text__startswith", "title__startswith"]
+)
+def test_a_filter_in_the_address_does_not_tell_either(signed_in, charlie, run, lookup):
+    for model in ("chats_chat", "chats_message", "inference_generation", "inference_chunk"):
+        page = signed_in(charlie).get(reverse(f"admin:{model}_changelist"), {lookup: "the-"})
+        assert page.status_code in (302, 400)
+
+
+def test_the_setting_opens_the_words_to_staff(signed_in, charlie, run, settings):
+    settings.ADMIN_SEES_MESSAGES = True
+    page = signed_in(charlie).get(reverse("admin:inference_generation_change", args=[run.pk]))
+    assert SECRET in page.content.decode()
+
+
+def test_lists_do_not_ask_more_queries_for_more_rows(
+    signed_in, charlie, run, alice, django_assert_max_num_queries
+):
+    client = signed_in(charlie)
+    for number in range(12):
+        other = Generation.objects.create(user=alice, release=run.release, status="done")
+        chat = Chat.objects.create(user=alice, title=str(number))
+        Message.objects.create(chat=chat, user=alice, role="assistant", generation=other)
+    for model_admin in site_admins():
+        options = model_admin.opts
+        with django_assert_max_num_queries(11):
+            client.get(reverse(f"admin:{options.app_label}_{options.model_name}_changelist"))
+
+
+def test_a_release_cannot_be_changed_only_put_live_or_retired(signed_in, charlie, run):
+    client, release = signed_in(charlie), run.release
+    page = reverse("admin:inference_release_change", args=[release.pk])
+    client.post(page, {"engine": "other", "version": 9, "state": "live"})
+    release.refresh_from_db()
+    assert (release.engine, release.version) == ("simulated", 1)
+    changelist = reverse("admin:inference_release_changelist")
+    client.post(changelist, {"action": "retire", "_selected_action": [release.pk]})
+    assert Release.objects.get().state == "retired"
+
+
+def test_staff_can_stop_a_run(signed_in, charlie, run, alice):
+    active = Generation.objects.create(user=alice, release=run.release, queued_at=timezone.now())
+    changelist = reverse("admin:inference_generation_changelist")
+    signed_in(charlie).post(changelist, {"action": "stop", "_selected_action": [active.pk]})
+    active.refresh_from_db()
+    assert active.cancelled_at
+
+
+@pytest.mark.parametrize("path", ["/admin/", "/admin/chats/message/"])
+def test_people_who_are_not_staff_do_not_get_in(client, signed_in, alice, path):
+    assert client.get(path).status_code == 302
+    assert signed_in(alice).get(path).status_code == 302

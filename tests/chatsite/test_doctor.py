@@ -1,0 +1,74 @@
+"""The doctor names what is wrong and what to do, and fails only for what is needed."""
+
+import io
+import socket
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+
+from chatsite.management.commands import doctor
+
+pytestmark = pytest.mark.django_db
+
+
+def consult() -> tuple[str, int]:
+    out = io.StringIO()
+    try:
+        call_command("doctor", stdout=out)
+    except SystemExit as end:
+        return out.getvalue(), int(end.code or 0)
+    return out.getvalue(), 0
+
+
+@pytest.fixture
+def healthy(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation without the long parts: no model file, no compiled library, any port."""
+    settings.MODEL, settings.PORT = "simulated", 0
+    monkeypatch.setattr(doctor, "llama_cpp", lambda: doctor.Finding("llama-cpp-python"))
+    kept = [e for e in doctor.EXAMINATIONS if e.__name__ not in ("llama_cpp", "assets")]
+    monkeypatch.setattr(doctor, "EXAMINATIONS", tuple(kept))
+
+
+def test_a_right_installation_is_well(healthy):
+    report, code = consult()
+    assert code == 0, report
+    assert "✗" not in report
+    assert "✓ Database" in report
+
+
+def test_a_missing_model_file_fails_and_says_what_to_run(healthy, settings, tmp_path):
+    settings.MODEL, settings.MODELS_DIR = "smollm2-135m-instruct", tmp_path
+    report, code = consult()
+    assert code == 1
+    assert "✗ Model file" in report
+    assert "manage.py models pull smollm2-135m-instruct" in report
+
+
+def test_an_unknown_model_is_named_with_the_known_ones(healthy, settings):
+    settings.MODEL = "unheard-of"
+    report, code = consult()
+    assert code == 1
+    assert "simulated" in report
+
+
+def test_a_taken_port_is_told_but_fails_nothing(healthy, settings):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings.PORT = taken.getsockname()[1]
+        report, code = consult()
+    assert code == 0
+    assert f"- Port {settings.PORT}" in report
+
+
+def test_waiting_migrations_fail(healthy, monkeypatch):
+    monkeypatch.setattr("chatsite.health._is_migrated", Unmigrated())
+    report, code = consult()
+    assert code == 1
+    assert "manage.py migrate" in report
+
+
+class Unmigrated:
+    def __call__(self) -> bool:
+        return False
+
+    def cache_clear(self) -> None: ...

@@ -1,0 +1,106 @@
+"""Fixtures for every test: Alice (an owner), Bob (a stranger), Charlie (staff)."""
+
+from tests import environment
+
+environment.prepare()  # before anything reads the settings
+
+import os  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
+
+import django  # noqa: E402
+import pytest  # noqa: E402
+from django.conf import settings as site_settings  # noqa: E402
+
+assert site_settings.DATABASES  # read now, from the environment just prepared
+django.setup()  # before a conftest further down imports models
+
+if TYPE_CHECKING:
+    from django.test import Client
+
+    from accounts.models import User
+    from inference.models import Release
+
+PASSWORD = "correct horse battery staple"
+
+
+def make_person(username: str, **fields: Any) -> "User":
+    from accounts.models import User
+
+    return User.objects.create_user(username, password=PASSWORD, **fields)
+
+
+@pytest.fixture(autouse=True)
+def _fast_passwords(settings: Any) -> None:
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_limits() -> Iterator[None]:
+    """Rate limits are counted in the cache; no test inherits another's."""
+    from django.core.cache import cache
+
+    cache.clear()
+    yield
+    cache.clear()
+
+
+@pytest.fixture
+def alice(db: None) -> "User":
+    return make_person("alice")
+
+
+@pytest.fixture
+def bob(db: None) -> "User":
+    return make_person("bob")
+
+
+@pytest.fixture
+def charlie(db: None) -> "User":
+    return make_person("charlie", is_staff=True, is_superuser=True)
+
+
+@pytest.fixture
+def signed_in() -> "Callable[[User], Client]":
+    """`signed_in(alice)` is a client with Alice's session."""
+    from django.test import Client
+
+    def client_of(user: "User") -> "Client":
+        client = Client()
+        client.force_login(user)
+        return client
+
+    return client_of
+
+
+@pytest.fixture
+def site_environment(transactional_db: None) -> dict[str, str]:
+    """The environment for a child process that is to work on the test's own database."""
+    from django.conf import settings
+    from django.db import connection
+
+    name = str(connection.settings_dict["NAME"])
+    if connection.vendor == "sqlite":
+        url = f"sqlite:///{name}"
+    else:
+        base = os.environ["DATABASE_URL"]
+        url = base.replace("/postgres?", f"/{name}?", 1)
+    return {**os.environ, "DATABASE_URL": url, "DATA_DIR": str(settings.DATA_DIR)}
+
+
+@pytest.fixture
+def release(db: None) -> "Release":
+    """The simulated model's release."""
+    from inference.catalogue import CATALOGUE, register
+
+    return register(CATALOGUE["simulated"])
+
+
+@pytest.fixture
+def other_release(release: "Release") -> "Release":
+    """Another release of the same model, not live."""
+    from inference.models import Release
+
+    return Release.objects.create(
+        model=release.model, version=2, engine="simulated", context_tokens=2048
+    )

