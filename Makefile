@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export VENV
 
-.PHONY: run test lint types check-migrations test-sqlite test-postgres dev shell lock clean
+.PHONY: run test lint check-migrations test-sqlite test-browser test-postgres dev shell lock clean
 
 run: ## Install what is missing and serve the site
 	@exec $(PYTHON) deploy/install.py run
@@ -13,6 +13,7 @@ test: dev ## Everything CI checks, in its order
 	$(MAKE) lint
 	$(MAKE) check-migrations
 	$(MAKE) test-sqlite
+	$(MAKE) test-browser
 	$(MAKE) test-postgres
 
 dev: ## Install what the tests and linters need
@@ -29,7 +30,10 @@ check-migrations: dev
 	$(BIN)/python manage.py makemigrations --check --dry-run
 
 test-sqlite: dev
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -m "not browser" $(PYTEST)
+
+test-browser: dev
+	$(BIN)/python -m pytest -m browser tests/browser $(PYTEST)
 
 test-postgres: dev
 	TEST_DATABASE=postgres $(BIN)/python -m pytest -m "not browser" --ignore=tests/architecture $(PYTEST)

@@ -11,7 +11,7 @@ from weakref import WeakSet
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 
-from chats import delivery, tail
+from chats import tail
 from chats.delivery import Outbox, TooSlow
 from chats.frames import (
     MAX_FRAME_BYTES,
@@ -25,6 +25,7 @@ from chats.frames import (
 )
 from chats.models import Chat
 from chats.sessions import person_of, session_key
+from inference.database import in_database
 from inference.models import Generation
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
     async def connect(self) -> None:
         await self.accept()
         self.session_key = session_key(self.scope)
-        person = await delivery.read(person_of, self.session_key)
+        person = await in_database(person_of, self.session_key)
         if person is None:
             await self._close(SESSION_OVER)
             return
@@ -96,7 +97,7 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
             await self._close(TOO_LARGE)
             return
         frame = parse(text)
-        if await delivery.read(person_of, self.session_key) != self.user:
+        if await in_database(person_of, self.session_key) != self.user:
             await self._close(SESSION_OVER)
             return
         await HANDLERS[type(frame)](self, frame)
@@ -108,7 +109,7 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
             await self._close(UNSUPPORTED)
 
     async def watch(self, frame: Watch) -> None:
-        visible = await delivery.read(_is_visible, Generation, self.user, frame.generation)
+        visible = await in_database(_is_visible, Generation, self.user, frame.generation)
         if not visible:
             await self._error("not_found", "There is no such run.", generation=frame.generation)
             return
@@ -119,7 +120,7 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
         self._stop(frame.generation)
 
     async def watch_chat(self, frame: WatchChat) -> None:
-        if not await delivery.read(_is_visible, Chat, self.user, frame.chat):
+        if not await in_database(_is_visible, Chat, self.user, frame.chat):
             await self._error("not_found", "There is no such chat.", chat=frame.chat)
             return
         chat = tail.follow_chat(self.user.pk, frame.chat, frame.version)

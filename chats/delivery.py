@@ -1,54 +1,14 @@
-"""What sockets share: a few database threads of their own, and a bounded way out for each."""
+"""The way out of a socket: bounded, and given up when its reader takes nothing."""
 
 import asyncio
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
-from django.db import connections
-from django.db.backends.base.base import BaseDatabaseWrapper
-
-T = TypeVar("T")
-THREADS = 4
 MAX_BYTES = 256 * 1024
 MAX_EVENTS = 512
 UNDRAINED_SECONDS = 30.0
-
-# Not the event loop's default executor and not asgiref's single thread: a slow page must
-# never hold up the tokens, nor the tokens a page.
-_threads = ThreadPoolExecutor(THREADS, thread_name_prefix="delivery")
-_opened: set[BaseDatabaseWrapper] = set()
-
-
-async def read(look: Callable[..., T], *args: Any) -> T:
-    """Call `look` in one of the database threads, whose connections stay open."""
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_threads, _with_connection, look, args)
-
-
-def _with_connection(look: Callable[..., T], args: tuple[Any, ...]) -> T:
-    connection = connections["default"]
-    _opened.add(connection)
-    try:
-        return look(*args)
-    finally:
-        if connection.errors_occurred:
-            if connection.is_usable():
-                connection.errors_occurred = False
-            else:
-                connection.close()
-
-
-def close_connections() -> None:
-    """Close what the threads keep open; they open it again when they need it."""
-    for connection in list(_opened):
-        connection.inc_thread_sharing()
-        try:
-            connection.close()
-        finally:
-            connection.dec_thread_sharing()
 
 
 class TooSlow(Exception):

@@ -11,10 +11,11 @@ from uuid import UUID
 from django.db import DatabaseError
 from django.template.loader import render_to_string
 
-from chats import delivery, transcript
+from chats import transcript
 from chats.models import Chat, Message
 from chats.progress import progress, with_lapse
 from inference import doorbell
+from inference.database import in_database
 from inference.models import Generation
 from inference.tokenlog import Event
 
@@ -130,6 +131,6 @@ async def patiently(look: Callable[..., T], *args: Any) -> T:
     """Read, and when the database is away keep trying: an open stream outlives that."""
     while True:
         with contextlib.suppress(DatabaseError):
-            return await delivery.read(look, *args)
+            return await in_database(look, *args)
         logger.warning("The database did not answer a socket's read; trying again.")
         await asyncio.sleep(DATABASE_PAUSE_SECONDS)

@@ -36,6 +36,7 @@ class Row:
     percent: int | None = None
     wait: int | None = None
     left_out: int = 0
+    cut_characters: int = 0
     versions: list[UUID] = field(default_factory=list)
 
     @property
@@ -98,7 +99,10 @@ def _runs(messages: Iterable[Message]) -> dict[UUID | None, Any]:
         Generation.objects.filter(pk__in=[m.generation_id for m in messages if m.generation_id])
         .defer("text", "token_ids")
         .select_related("release__model")
-        .annotate(not_seen=F("prompt__left_out") + F("prompt__left_out_before"))
+        .annotate(
+            not_seen=F("prompt__left_out") + F("prompt__left_out_before"),
+            cut=F("prompt__cut_characters"),
+        )
     )
     return {run.pk: run for run in found}
 
@@ -128,7 +132,7 @@ def _row(message: Message, run: Any, versions: list[UUID]) -> Row:
         return row
     if run:
         row.state, row.seq, row.epoch = run.status, run.log_seq, run.epoch
-        row.left_out = run.not_seen or 0
+        row.left_out, row.cut_characters = run.not_seen or 0, run.cut or 0
         if run.is_active:
             _follow(row, run)
     row.html = render(row.text)

@@ -3,6 +3,7 @@
 from http import HTTPStatus
 from uuid import UUID
 
+from django.contrib import messages as messages_framework
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.shortcuts import get_object_or_404
 from django.template.loader import render_to_string
@@ -100,6 +101,11 @@ def deletion(request: HttpRequest, chat_id: UUID) -> HttpResponse:
         return _done(request, chat)
     if chat.deleted_at is None:
         chat.discard()
+        if not wants_json(request):
+            # _toast.html makes a button of it, which posts to this address.
+            messages_framework.success(
+                request, f"“{chat}” is deleted.", extra_tags=reverse("deletion", args=[chat.pk])
+            )
     return _done(request, chat, url=reverse("chats"))
 
 

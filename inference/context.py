@@ -31,7 +31,7 @@ async def fit(engine: Engine, turns: Sequence[Turn], answer_tokens: int) -> Fitt
         return Fitted(tuple(turns))
     system = [turn for turn in turns[:1] if turn.role == "system"]
     rest = list(turns[len(system) :])
-    drop = await _smallest(1, len(rest) - 1, lambda n: fits([*system, *rest[n:]]))
+    drop = await _smallest(0, len(rest) - 1, lambda n: fits([*system, *rest[n:]]))
     while drop < len(rest) - 1 and rest[drop].role != "user":
         drop += 1  # a conversation begins with a person
     kept = [*system, *rest[drop:]]
@@ -61,4 +61,4 @@ async def _smallest(low: int, high: int, holds: Callable[[int], Awaitable[bool]]
             high = middle
         else:
             low = middle + 1
-    return max(low, 0)
+    return low

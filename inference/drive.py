@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +12,8 @@ from inference.database import in_database
 from inference.engines.base import Delta, Engine, EngineError, Request, Sampling, Turn, Usage
 from inference.models import Generation
 from inference.tokenlog import Fenced, Tail, pack
+
+log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 0.025
 FLUSH_TOKENS = 64
@@ -136,8 +139,13 @@ class Drive:
                         continue
                     self._buffer.add(delta)
                     self._news.set()
-        except Exception as error:
+        except EngineError as error:
             self._buffer.error = error
+        except Exception:
+            # A fault of the engine's, not of the log's: trying again would meet it again.
+            log.exception("The engine failed on generation %s.", self._generation.pk)
+            self._buffer.error = EngineError("The model met an unexpected error.")
+        finally:
             self._news.set()
 
     async def _record_evaluation(self, evaluation: tuple[int, ...]) -> None:
@@ -199,8 +207,6 @@ class Drive:
             await self._finish("stopped", "stop_requested")
         elif isinstance(buffer.error, EngineError):
             await self._finish("failed", "error", str(buffer.error))
-        elif buffer.error:
-            raise buffer.error
         elif buffer.last:
             self._usage = buffer.last.usage or Usage()
             await self._finish("done", buffer.last.finish or "end")

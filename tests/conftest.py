@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 PASSWORD = "correct horse battery staple"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Browser tests come last: Playwright's loop stays, and no other may run beside it."""
+    for item in items:
+        if item.path.parent.name == "browser":
+            item.add_marker("browser")
+    items.sort(key=lambda item: item.path.parent.name == "browser")
+
+
 def make_person(username: str, **fields: Any) -> "User":
     from accounts.models import User
 

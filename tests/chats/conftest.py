@@ -10,15 +10,16 @@ from django.conf import settings
 
 django.setup()  # pytest may read this file before pytest-django has set Django up
 
-from chats import delivery  # noqa: E402
+
 from chats.models import Chat, Message  # noqa: E402
+from inference.database import close_connections  # noqa: E402
 from inference.models import Generation, Model, Release, Worker  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def _close_delivery() -> Iterator[None]:
     yield
-    delivery.close_connections()
+    close_connections()
 
 
 @pytest.fixture

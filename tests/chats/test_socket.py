@@ -331,32 +331,6 @@ async def test_a_reader_that_takes_nothing_is_closed(alice, release, pen, monkey
     await asyncio.wait_for(app, 3)
 
 
-async def test_a_full_outbox_makes_its_writers_wait(monkeypatch):
-    monkeypatch.setattr(delivery, "MAX_EVENTS", 3)
-    gate, sent = asyncio.Semaphore(0), []
-
-    async def slow(text):
-        await gate.acquire()
-        sent.append(json.loads(text)["n"])
-
-    outbox = delivery.Outbox(slow)
-    sender = asyncio.create_task(outbox.run())
-
-    async def fill():
-        for n in range(10):
-            await outbox.put({"n": n})
-
-    filling = asyncio.create_task(fill())
-    await asyncio.sleep(0.05)
-    assert not filling.done()
-    for _ in range(10):
-        gate.release()
-    await asyncio.wait_for(filling, 1)
-    await asyncio.wait_for(outbox.empty(), 1)
-    assert sent == list(range(10))
-    sender.cancel()
-
-
 async def test_a_database_that_is_away_for_a_moment_costs_nothing(alice, release, pen, monkeypatch):
     from django.db import OperationalError
 

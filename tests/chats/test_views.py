@@ -287,3 +287,14 @@ def test_the_list_and_the_fragments(client_of_alice, answered):
     fragment = client_of_alice.get(f"/chats/{answered.chat_id}/transcript/").content.decode()
     assert f"message-{answered.pk}" in fragment
     assert "<html" not in fragment
+
+
+def test_without_javascript_a_deleted_chat_can_be_brought_back_by_a_button(
+    client_of_alice, release
+):
+    client_of_alice.post("/chats/", {"text": "Hello", "client_id": uuid4()})
+    chat = Chat.objects.get()
+    page = client_of_alice.post(f"/chats/{chat.pk}/deletion/", follow=True).content.decode()
+    assert f'formaction="/chats/{chat.pk}/deletion/"' in page
+    client_of_alice.post(f"/chats/{chat.pk}/deletion/", {"undo": "1"})
+    assert Chat.objects.visible_to(chat.user).exists()

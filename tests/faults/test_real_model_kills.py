@@ -29,7 +29,7 @@ def ask_all(user: User, release: Release, count: int) -> list[Recorder]:
     """Half of them greedy, half sampled with a seed."""
     choices: list[dict[str, Any]] = [{"temperature": 0}, {"temperature": 0.9, "seed": 11}]
     return [
-        ask(user, release, QUESTIONS[n % 8], max_tokens=40, **{**choices[n % 2], "seed": n})
+        ask(user, release, QUESTIONS[n % 8], max_tokens=30, **{**choices[n % 2], "seed": n})
         for n in range(count)
     ]
 
@@ -49,7 +49,7 @@ def test_fifty_seeded_kills_at_random_tokens_change_no_byte(
             readers, undisturbed, alice, real_release
         )
         target = draw.choice(active[:4])
-        target.read_until(len(target.text) + draw.randint(1, 30), 120)
+        target.read_until(len(target.text) + draw.randint(1, 12), 120)
         worker.kill()
         done += 1
         worker = real_workers.start()

@@ -54,6 +54,13 @@ async def test_a_newest_message_too_long_by_itself_is_cut_at_its_end(engine: Sim
     assert await engine.count_tokens(fitted.turns) == 300
 
 
+async def test_a_single_message_too_long_is_cut_and_not_dropped(engine: SimulatedEngine):
+    fitted = await fit(engine, [Turn("user", "y" * 1000)], 100)
+    assert fitted.left_out == 0
+    assert len(fitted.turns[0].content) + fitted.cut_characters == 1000
+    assert await engine.count_tokens(fitted.turns) == 300
+
+
 async def test_the_answer_takes_a_quarter_of_the_window_at_most(engine: SimulatedEngine):
     fitted = await fit(engine, conversation(21), 100_000)
     assert 240 < await engine.count_tokens(fitted.turns) <= 300

@@ -1,0 +1,107 @@
+"""The states between asking and having an answer, also when things break, as people see them."""
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from bench.site import Site
+from tests.browser import steps
+
+pytestmark = pytest.mark.browser
+STATUS = ".message__status"
+
+
+@pytest.fixture(scope="module")
+def narrow_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One answer at a time, and a model that takes its time to load."""
+    made = Site(
+        tmp_path_factory.mktemp("narrow"), "simulated", WORKER_SLOTS="1",
+        SIMULATED_LOAD_SECONDS="3", DRAIN_SECONDS="0",
+    )  # fmt: skip
+    made.install()
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def visitor(browser: Browser, narrow_site: Site) -> Iterator[Page]:
+    context = browser.new_context(base_url=narrow_site.url)
+    context.set_default_timeout(20_000)
+    yield context.new_page()
+    context.close()
+
+
+def test_a_loading_model_says_how_far_it_is(visitor: Page):
+    steps.start_chat(visitor, "count 5")
+    expect(visitor.locator(STATUS)).to_contain_text(re.compile(r"Loading the model, \d+ %"))
+    steps.wait_for_end(visitor)
+    assert steps.body_text(visitor) == "1 2 3 4 5"
+
+
+def test_a_waiting_question_shows_its_place_and_then_its_answer(
+    browser: Browser, narrow_site: Site, visitor: Page
+):
+    other = browser.new_context(base_url=narrow_site.url).new_page()
+    steps.start_chat(other, "count 200 pace=60")
+    steps.wait_for_words(other, "1 2 3")
+    steps.start_chat(visitor, "count 7")
+    expect(visitor.locator(STATUS)).to_contain_text("Position 1")
+    other.keyboard.press("Escape")
+    steps.wait_for_end(visitor)
+    assert steps.body_text(visitor) == "1 2 3 4 5 6 7"
+    other.context.close()
+
+
+def test_a_killed_worker_is_a_pause_and_the_same_sentence_goes_on(narrow_site: Site, visitor: Page):
+    steps.start_chat(visitor, "count 120 pace=60")
+    steps.wait_for_words(visitor, "20 21 22")
+    os.kill(narrow_site.pid_of("worker"), signal.SIGKILL)
+    expect(visitor.locator(STATUS)).to_contain_text("Going on where it stopped…")
+    steps.wait_for_end(visitor)
+    assert steps.body_text(visitor) == " ".join(str(n) for n in range(1, 121))
+
+
+def test_a_question_that_crashes_the_model_fails_with_its_text_and_can_be_tried_again(
+    visitor: Page,
+):
+    steps.start_chat(visitor, "count 60 crash=1")
+    expect(steps.answer(visitor)).to_have_attribute("data-state", "failed", timeout=60_000)
+    expect(steps.answer(visitor)).to_contain_text("three times")
+    expect(steps.answer(visitor).get_by_role("button", name="Try again")).to_be_visible()
+
+
+def test_a_lost_connection_is_told_and_the_answer_is_whole_when_it_is_back(
+    narrow_site: Site, visitor: Page
+):
+    steps.start_chat(visitor, "count 150 pace=50")
+    steps.wait_for_words(visitor, "10 11 12")
+    serving = narrow_site.pid_of("web")
+    parent = int(Path(f"/proc/{serving}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(parent, signal.SIGSTOP)  # so that nobody starts it again
+    os.kill(serving, signal.SIGKILL)
+    expect(visitor.locator(".topbar__network")).to_have_text("Reconnecting…")
+    os.kill(parent, signal.SIGCONT)
+    steps.wait_for_end(visitor)
+    assert steps.body_text(visitor) == " ".join(str(n) for n in range(1, 151))
+    expect(visitor.locator(".topbar__network")).to_have_text("")
+
+
+def test_a_long_conversation_says_what_was_left_out(visitor: Page):
+    steps.start_chat(visitor, "echo pace=2000 " + "river " * 2500)
+    steps.wait_for_end(visitor)
+    steps.ask(visitor, "echo pace=2000 " + "lake " * 2500)
+    expect(visitor.locator(".message--assistant")).to_have_count(2)
+    steps.wait_for_end(visitor)
+    expect(steps.answer(visitor)).to_contain_text("left out")
+
+
+def test_a_message_longer_than_the_models_memory_says_how_much_of_it_was_left_out(visitor: Page):
+    steps.start_chat(visitor, "echo pace=2000 " + "xyz." * 1500)
+    steps.wait_for_end(visitor)
+    expect(steps.answer(visitor)).to_contain_text(re.compile(r"The last \d+ characters"))
