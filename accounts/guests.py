@@ -33,13 +33,15 @@ def person(request: HttpRequest) -> User:
 def _guest_of(request: HttpRequest) -> User:
     """One guest for all the sends that one anonymous page makes at once (a double click).
 
-    The page's CSRF secret tells who is the same. It counts for a minute only: later it
-    is no way back to a guest whose session is gone.
+    The page's CSRF secret and the send's own client_id, which nobody else knows, tell who is
+    the same. They count for a minute only: later they are no way back to a guest whose
+    session is gone.
     """
-    secret = request.META.get("CSRF_COOKIE")
-    if not secret:
+    secret, client_id = request.META.get("CSRF_COOKIE"), request.POST.get("client_id")
+    if not secret or not client_id:
         return User.objects.create_guest()
-    name = f"guest-{salted_hmac('accounts.guests', secret, algorithm='sha256').hexdigest()[:32]}"
+    both = f"{secret} {client_id}"
+    name = f"guest-{salted_hmac('accounts.guests', both, algorithm='sha256').hexdigest()[:32]}"
     guest = User.objects.filter(username=name).first() or _create_once(name)
     is_same_page = guest.is_guest and timezone.now() - guest.date_joined < SAME_PAGE
     return guest if is_same_page and guest.is_active else User.objects.create_guest()

@@ -1,14 +1,19 @@
 """Sign up, log in, log out, change the password, and who am I."""
 
+import unicodedata
+from urllib.parse import urlencode
+
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import login, logout, update_session_auth_hash
 from django.contrib.auth.forms import AuthenticationForm, PasswordChangeForm
+from django.core.exceptions import PermissionDenied
 from django.db import IntegrityError, transaction
 from django.forms import BaseForm
 from django.http import HttpRequest, HttpResponse
 from django.middleware.csrf import rotate_token
 from django.shortcuts import redirect, render, resolve_url
+from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_post_parameters
@@ -48,9 +53,21 @@ def log_in(request: HttpRequest) -> HttpResponse:
     return redirect(_next(request))
 
 
+@never_cache
+def admin_log_in(request: HttpRequest) -> HttpResponse:
+    """Staff log in where everybody does; somebody logged in who is not staff is told so."""
+    if request.user.is_active and getattr(request.user, "is_staff", False):
+        return redirect("admin:index")
+    if _is_member(request):
+        raise PermissionDenied
+    return redirect(f"{reverse('login')}?{urlencode({'next': reverse('admin:index')})}")
+
+
 def _log_in_wait(request: HttpRequest) -> int | None:
     """Few tries for one name from one address, and more, but not endless, for one address."""
-    return limited(request, "login", account=request.POST.get("username", "")[:254]) or limited(
+    typed = request.POST.get("username", "")
+    name = unicodedata.normalize("NFKC", typed).strip()[:150]  # as the form reads it
+    return limited(request, "login", account=name or "-") or limited(
         request, "login_address", account="*"
     )
 
@@ -73,7 +90,7 @@ def sign_up(request: HttpRequest) -> HttpResponse:
     form = SignUpForm(request.POST or None)
     if request.method != "POST":
         return _form_page(request, "accounts/signup.html", form)
-    wait = limited(request, "signup")
+    wait = limited(request, "signup", account="*")  # a new guest is no new person
     if wait:
         return too_many(request, wait)
     if not form.is_valid() or not (user := _create_member(request, form)):

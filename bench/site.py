@@ -94,7 +94,8 @@ class Site:
 
 
 LOOSE_LIMITS = {
-    f"RATE_LIMIT_{name}": "100000/m" for name in ("SEND", "SIGNUP", "LOGIN", "LOGIN_ADDRESS")
+    f"RATE_LIMIT_{name}": "100000/m"
+    for name in ("SEND", "SEND_ADDRESS", "SIGNUP", "LOGIN", "LOGIN_ADDRESS")
 }
 
 

@@ -12,7 +12,6 @@ from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 
 from chats import tail
-from chats.delivery import Outbox, TooSlow
 from chats.frames import (
     MAX_FRAME_BYTES,
     ClientFrame,
@@ -24,6 +23,7 @@ from chats.frames import (
     parse,
 )
 from chats.models import Chat
+from chats.outbox import Outbox, TooSlow
 from chats.sessions import person_of, session_key
 from inference.database import in_database
 from inference.models import Generation

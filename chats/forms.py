@@ -14,6 +14,7 @@ from chats.models import Chat
 from chats.refusals import Refusal
 
 BAD_TEXT = "The message contains characters that are not valid text. Remove them and try again."
+REORDERING = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 BAD_ID = {"invalid": "The form carried an id that is none. Load the page again and retry."}
 
 
@@ -74,7 +75,7 @@ class TitleForm(forms.ModelForm):
         title = " ".join(self.cleaned_data["title"].split())
         if not any(c.isprintable() for c in title):
             raise ValidationError("Write a title first.", code="blank")
-        if any(unicodedata.category(c) in {"Cs", "Cc"} for c in title):
+        if any(unicodedata.category(c) in {"Cs", "Cc"} or c in REORDERING for c in title):
             raise ValidationError(BAD_TEXT, code="bad_text")
         return title
 

@@ -6,6 +6,7 @@ answer looks the same while it streams and after a reload. A change here is a ch
 
 import re
 from collections.abc import Iterator, MutableMapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import nh3
@@ -21,9 +22,11 @@ from markdown_it.utils import OptionsDict
 
 MAX_CHARACTERS = 100_000
 MAX_NESTING = 40
+MAX_CELLS = 20_000  # of a table, counting those that short rows are filled up with
+MAX_ADDRESSES = 200_000  # characters of links' addresses
 
 # Text that costs more than it is worth to parse: very long runs of one kind of mark.
-BOMB = re.compile(r"(?:[\[\]()!*_~`<>&\\][ ]?){400}")
+BOMB = re.compile(r"(?:[\[\]()!*_~`<>&\\][ ]?){400}|(?:>[ \t]*){13}")
 ALLOWED_LINK = re.compile(
     r"^(?:https?://[^/\\?#@]+(?:[/?#]|$)|mailto:[^?#])", re.IGNORECASE | re.ASCII
 )
@@ -55,6 +58,7 @@ CLASSES = {
 }
 
 
+@lru_cache(maxsize=128)
 def render(text: str) -> SafeString:
     """The HTML of a Markdown text written by nobody one trusts."""
     text = INVISIBLE.sub("", re.sub("[\ud800-\udfff]", "\ufffd", text))
@@ -63,15 +67,23 @@ def render(text: str) -> SafeString:
 
 
 def _is_too_much(text: str) -> bool:
-    return len(text) > MAX_CHARACTERS or BOMB.search(text) is not None
+    lines = text.split("\n")
+    cells = max(line.count("|") for line in lines) * len(lines)  # short rows are filled up
+    return len(text) > MAX_CHARACTERS or cells > MAX_CELLS or BOMB.search(text) is not None
 
 
 def _render(text: str) -> str | None:
     """None when blocks are nested so deeply that the parser would drop some."""
     tokens = _markdown.parse(text)
-    if any(token.level >= MAX_NESTING - 2 for token in tokens):
+    if any(token.level >= MAX_NESTING - 2 for token in tokens) or _repeats_too_much(tokens):
         return None
     return str(_markdown.renderer.render(tokens, _markdown.options, {}))
+
+
+def _repeats_too_much(tokens: Sequence[Token]) -> bool:
+    """A reference of a few characters repeats its whole address each time."""
+    spans = [span for token in tokens for span in token.children or []]
+    return sum(len(str(span.attrs.get("href", ""))) for span in spans) > MAX_ADDRESSES
 
 
 def _plain(text: str) -> str:
@@ -149,10 +161,15 @@ def _with_hosts(children: Iterator[Token]) -> Iterator[Token]:
             }
         elif token.type == "link_close":
             host = HOST.match(href)
-            token.meta = {"host": host[1] if host and host[1] not in text else ""}
+            token.meta = {"host": host[1] if host and host[1] != _host_shown(text) else ""}
         else:
             text += token.content
         yield token
+
+
+def _host_shown(text: str) -> str:
+    """The host a link's own words name, if they are a web address and nothing else."""
+    return re.split("[/?#]", re.sub("^https?://", "", text.strip(EDGES), flags=re.IGNORECASE))[0]
 
 
 def _text_of(children: Sequence[Token]) -> str:

@@ -66,6 +66,10 @@ class Chat(models.Model):
         ]
 
     def __str__(self) -> str:
+        return f"chat {self.id}"  # not its title: the admin writes this on many pages
+
+    @property
+    def name(self) -> str:
         return self.title or "New chat"
 
     # --- asking ---------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods
@@ -49,16 +48,25 @@ def write(*methods: str) -> Callable[[View], View]:
 
 def admit(request: HttpRequest, client_id: UUID) -> None:
     """Count a send against its limit; the repeat of one that was taken is not counted."""
-    if _is_known(request, client_id):
-        return
+    if not _is_known(request, client_id):
+        count(request)
+
+
+def count(request: HttpRequest) -> None:
+    """Count a send, by person; guests of one address also count together. Raises RateLimited."""
     seconds = limited(request, "send")
+    if not seconds and not _is_member(request):
+        seconds = limited(request, "send_address", account="*")
     if seconds:
         raise RateLimited(seconds, wait_in_words(seconds))
 
 
+def _is_member(request: HttpRequest) -> bool:
+    return request.user.is_authenticated and not getattr(request.user, "is_guest", True)
+
+
 def _is_known(request: HttpRequest, client_id: UUID) -> bool:
-    sent = Q(client_id=client_id) | Q(continuation_id=client_id)
-    messages = Message.objects.visible_to(request.user).filter(sent).values("pk")
+    messages = Message.objects.visible_to(request.user).filter(client_id=client_id).values("pk")
     held = PendingMessage.objects.visible_to(request.user).filter(client_id=client_id)
     return request.user.is_authenticated and messages.union(held.values("pk")).exists()
 

@@ -76,6 +76,10 @@ def _look(pk: UUID, epoch: int, after: int) -> Look:
     run = with_lapse().filter(pk=pk).first()
     deltas = [event for event in events if not event.is_terminal]
     if run is None or not run.is_active:
+        if not events or not events[-1].is_terminal:
+            # It ended between the two looks: what it wrote last is still to be sent.
+            last = Generation(pk=pk).log.read(epoch, after)
+            deltas = [event for event in last if not event.is_terminal]
         return Look(deltas, end=_end(pk, run))
     return Look(deltas, progress(run).frame())
 

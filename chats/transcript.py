@@ -43,7 +43,8 @@ class Row:
     def can_continue(self) -> bool:
         """As Generation.can_continue, which would read the run's own copy of the text."""
         run = self.generation
-        return bool(run and not run.is_active and self.text and run.finish_reason != "end")
+        whole = run and run.finish_reason in ("end", "context")
+        return bool(run and not run.is_active and self.text and not whole)
 
     @property
     def version_number(self) -> int:
@@ -135,6 +136,10 @@ def _row(message: Message, run: Any, versions: list[UUID]) -> Row:
         row.left_out, row.cut_characters = run.not_seen or 0, run.cut or 0
         if run.is_active:
             _follow(row, run)
+        elif len(message.text) != run.log_characters:
+            # It ended between the reading of the message and that of the run.
+            message.refresh_from_db(fields=["text"])
+            row.text = message.text
     row.html = render(row.text)
     return row
 

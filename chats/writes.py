@@ -16,7 +16,7 @@ from accounts.limits import wants_json
 from chats import transcript
 from chats.forms import ActionForm, BranchForm, MessageForm, TextForm, TitleForm, validated
 from chats.models import Chat, Message, PendingMessage
-from chats.policy import admit, write
+from chats.policy import admit, count, write
 from chats.refusals import NoModel
 from chats.views import find_chat, list_chats
 from inference.models import Generation, Release
@@ -70,7 +70,8 @@ def continuation(request: HttpRequest, message_id: UUID) -> HttpResponse:
     """Go on with an answer that was cut short."""
     message = _find_answer(request, message_id)
     client_id = validated(ActionForm, request)["client_id"]
-    admit(request, client_id)
+    if message.continuation_id != client_id:
+        count(request)
     return _answered(request, message.lengthen(client_id))
 
 
@@ -104,7 +105,9 @@ def deletion(request: HttpRequest, chat_id: UUID) -> HttpResponse:
         if not wants_json(request):
             # _toast.html makes a button of it, which posts to this address.
             messages_framework.success(
-                request, f"“{chat}” is deleted.", extra_tags=reverse("deletion", args=[chat.pk])
+                request,
+                f"“{chat.name}” is deleted.",
+                extra_tags=reverse("deletion", args=[chat.pk]),
             )
     return _done(request, chat, url=reverse("chats"))
 
@@ -190,7 +193,7 @@ def _stopped(request: HttpRequest, run: Generation) -> HttpResponse:
 def _done(request: HttpRequest, chat: Chat, *, url: str = "", fragment: str = "") -> HttpResponse:
     chat = Chat.objects.get(pk=chat.pk)
     if wants_json(request):
-        return JsonResponse({**_facts(chat), "title": str(chat)})
+        return JsonResponse({**_facts(chat), "title": chat.name})
     return _see(url or reverse("chat", args=[chat.pk]), fragment)
 
 

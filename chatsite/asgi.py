@@ -11,21 +11,23 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chatsite.settings")
 # Pages run as WSGI, here as in a cluster, in a few lasting threads. Django's own ASGI handler
 # starts a thread and opens a database connection for every request (docs/architecture.md).
 # This also sets Django up, for what follows.
-pages = WSGIMiddleware(cast("WSGIApp", get_wsgi_application()), workers=8)
+wsgi = cast("WSGIApp", get_wsgi_application())
+pages = cast("App", WSGIMiddleware(wsgi, workers=8))
 
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from django.conf import settings  # noqa: E402
 from servestatic import ServeStaticASGI  # noqa: E402
 
 from chats.routing import websocket_urlpatterns  # noqa: E402
-from chatsite.origin import SameOriginOnly  # noqa: E402
+from chatsite.body import WholeBody  # noqa: E402
+from chatsite.origin import App, SameOriginOnly  # noqa: E402
 
 HASHED_NAME = r"^/static/.+\.[0-9a-f]{12}\.[^/]+$"
 
 application = ServeStaticASGI(
     ProtocolTypeRouter(
         {
-            "http": pages,
+            "http": WholeBody(pages),
             "websocket": SameOriginOnly(URLRouter(websocket_urlpatterns)),
         }
     ),
@@ -33,4 +35,7 @@ application = ServeStaticASGI(
     prefix=settings.STATIC_URL,
     immutable_file_test=HASHED_NAME,
     allow_all_origins=False,
+    add_headers_function=lambda headers, path, url: headers.add_header(
+        "X-Content-Type-Options", "nosniff"
+    ),
 )

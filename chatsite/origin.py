@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.http.request import split_domain_port, validate_host
@@ -33,5 +32,5 @@ def is_same_origin(headers: list[tuple[bytes, bytes]]) -> bool:
         return False
     if origin in settings.CSRF_TRUSTED_ORIGINS:
         return True
-    parts = urlsplit(origin)
-    return parts.scheme in {"http", "https"} and parts.netloc.lower() == host.lower()
+    schemes = ("https",) if settings.HTTPS else ("http", "https")
+    return origin.lower() in {f"{scheme}://{host.lower()}" for scheme in schemes}

@@ -40,6 +40,8 @@ def data_folder() -> Path:
     folder = Path(os.environ.get("DATA_DIR", BASE_DIR / "data")).resolve()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid == os.getuid():
+            folder.chmod(0o700)  # sessions and chats are in there
     except OSError as error:
         raise SystemExit(
             f"The data folder {folder} cannot be made ({error.strerror}). "
@@ -78,6 +80,7 @@ RATE_LIMITS = {
     "login_address": os.environ.get("RATE_LIMIT_LOGIN_ADDRESS", "100/15m"),
     "signup": os.environ.get("RATE_LIMIT_SIGNUP", "10/h"),
     "send": os.environ.get("RATE_LIMIT_SEND", "30/m"),
+    "send_address": os.environ.get("RATE_LIMIT_SEND_ADDRESS", "120/m"),  # guests together
 }
 TRUSTED_PROXIES = env_list("TRUSTED_PROXIES")  # addresses, networks, "unix"
 
@@ -98,6 +101,7 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    "chatsite.encoding.utf8_only",
     "django.middleware.security.SecurityMiddleware",
     "csp.middleware.CSPMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -136,7 +140,7 @@ TEMPLATES: list[dict[str, Any]] = [
 
 def database() -> dict[str, Any]:
     """SQLite in DATA_DIR unless DATABASE_URL names another database."""
-    url = os.environ.get("DATABASE_URL", f"sqlite:///{DATA_DIR / 'chatsite.sqlite3'}")
+    url = os.environ.get("DATABASE_URL") or f"sqlite:///{DATA_DIR / 'chatsite.sqlite3'}"
     config: dict[str, Any] = {**dj_database_url.parse(url)}
     if config["ENGINE"].endswith("sqlite3"):
         config["OPTIONS"] = {
@@ -156,10 +160,16 @@ def database() -> dict[str, Any]:
 
 
 DATABASES = {"default": database()}
-CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+CACHES = {
+    "default": {
+        "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+        # Limits are counted here; by default 300 other keys would push a count out.
+        "OPTIONS": {"MAX_ENTRIES": 200_000},
+    }
+}
 
 PASSWORD_HASHERS = [
-    "django.contrib.auth.hashers.Argon2PasswordHasher",
+    "accounts.hashers.Argon2",
     "django.contrib.auth.hashers.PBKDF2PasswordHasher",
 ]
 AUTH_PASSWORD_VALIDATORS = [

@@ -5,6 +5,7 @@ and end by themselves; the lock on the data goes with the last of them.
 """
 
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -17,9 +18,13 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db import connection
 
 from inference.management.commands.worker import EXIT_UNUSABLE
 from inference.models import Generation, Worker
+
+log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 25.0
 RESTART_PAUSE = 1.0  # before another start of something that did not live ten seconds
@@ -52,6 +57,7 @@ def take_lock() -> int:
 
 def address_to_show() -> str:
     host = "127.0.0.1" if settings.HOST in ANY_ADDRESS else settings.HOST
+    host = f"[{host}]" if ":" in host else host
     return f"http://{host}:{settings.PORT}/"
 
 
@@ -61,9 +67,10 @@ def check_port() -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.HOST, settings.PORT))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or "there is no such port"
             raise CannotServe(
-                f"Cannot listen on {settings.HOST}:{settings.PORT} ({error.strerror}). "
+                f"Cannot listen on {settings.HOST}:{settings.PORT} ({reason}). "
                 "Choose another port: PORT=8001 make run"
             ) from error
 
@@ -96,6 +103,7 @@ class Supervisor:
     lock: int
     boot_id: UUID = field(default_factory=uuid4)
     stopping: bool = False
+    ever_ready: bool = False
     failure: str = ""
 
     def run(self) -> None:
@@ -126,8 +134,16 @@ class Supervisor:
             self._bury(worker.boot_id)
 
     def _bury(self, boot_id: UUID) -> None:
-        Worker.objects.filter(boot_id=boot_id).update(state=Worker.State.GONE)
-        Generation.objects.void_leases(boot_id)
+        """Free what a dead worker held; with the database away, its leases just run out."""
+        try:
+            worker = Worker.objects.filter(boot_id=boot_id).exclude(state=Worker.State.LOADING)
+            self.ever_ready = self.ever_ready or worker.exists()
+            Worker.objects.filter(boot_id=boot_id).update(state=Worker.State.GONE)
+            Generation.objects.void_leases(boot_id)
+        except DatabaseError:
+            log.exception("The dead worker's answers could not be freed at once.")
+        finally:
+            connection.close()
 
     def _start_web(self, lifeline: int) -> subprocess.Popen[bytes]:
         gunicorn = [sys.executable, "-m", "gunicorn", "-c", str(BASE / "deploy/gunicorn.conf.py")]
@@ -151,7 +167,7 @@ class Supervisor:
 
     def _worker_died(self, code: int) -> None:
         self._bury(self.boot_id)
-        if code == EXIT_UNUSABLE:
+        if code == EXIT_UNUSABLE and not self.ever_ready:
             self.failure = "The model could not be loaded (see above). Run: manage.py models verify"
             self.stopping = True
 

@@ -3,11 +3,13 @@
 from django.contrib import admin
 from django.urls import URLPattern, URLResolver, include, path
 
+from accounts.views import admin_log_in
 from chatsite import health
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", include("chats.urls")),
     path("accounts/", include("accounts.urls")),
+    path("admin/login/", admin_log_in),  # the one log-in there is, with its limits
     path("admin/", admin.site.urls),
     path("livez", health.livez, name="livez"),
     path("readyz", health.readyz, name="readyz"),

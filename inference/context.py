@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from inference.engines.base import Engine, Turn
+from inference.engines.base import Engine, RequestRefused, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,14 +15,21 @@ class Fitted:
     cut_characters: int = 0
 
 
-async def fit(engine: Engine, turns: Sequence[Turn], answer_tokens: int) -> Fitted:
+async def fit(
+    engine: Engine, turns: Sequence[Turn], answer_tokens: int, inherited: int = 0
+) -> Fitted:
     """Keep the system prompt and the newest turns, with room for `answer_tokens`.
 
-    The room is a quarter of the window at most. The result depends on nothing but the
-    arguments, so a takeover arrives at the same prompt.
+    The room is a quarter of the window at most, besides `inherited` tokens of an answer that
+    is lengthened. The result depends on nothing but the arguments, so a takeover arrives at
+    the same prompt. Raises RequestRefused when the answer has filled the window by itself.
     """
     window = engine.capacity().context_tokens
-    room = window - min(answer_tokens, window // 4)
+    room = window - inherited - min(answer_tokens, window // 4)
+    if room < window // 8:
+        raise RequestRefused(
+            "This answer has filled the model’s memory. Ask for the rest in a new message."
+        )
 
     async def fits(candidate: Sequence[Turn]) -> bool:
         return await engine.count_tokens(candidate) <= room

@@ -28,8 +28,11 @@ def directory() -> Path:
 
 
 def ring(topic: str) -> None:
-    """Wake every process that listens; never blocks, never raises for a listener's sake."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+    """Wake every process that listens; never blocks and never raises: readers also look."""
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+    ):
         sender.setblocking(False)
         for path in _listeners():
             _send(sender, topic, path)
@@ -47,8 +50,7 @@ def _send(sender: socket.socket, topic: str, path: str) -> None:
     try:
         sender.sendto(topic.encode(), path)
     except (ConnectionRefusedError, FileNotFoundError):
-        # Its process died without clean-up. A half-started one has not bound yet, so
-        # there is no file of its to remove.
+        # Its process died without clean-up.
         with contextlib.suppress(FileNotFoundError):
             Path(path).unlink()
     except BlockingIOError:
@@ -100,11 +102,14 @@ class _Listener:
     def _open(self) -> None:
         folder = directory()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.path = str(folder / f"{os.getpid()}-{secrets.token_hex(3)}.bell")
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.setblocking(False)
-        self.socket.bind(self.path)
-        self.loop.add_reader(self.socket, self._read)
+        path = str(folder / f"{os.getpid()}-{secrets.token_hex(3)}.bell")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        listener.setblocking(False)
+        # A ring between the file's appearance and the listening would take it for a dead one's.
+        listener.bind(f"{path}.new")
+        Path(f"{path}.new").rename(path)
+        self.loop.add_reader(listener, self._read)
+        self.path, self.socket = path, listener
 
     def _close(self) -> None:
         if self.socket is not None:

@@ -6,11 +6,14 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from django.db import Error as DatabaseError
+from django.db.models import QuerySet
+
 from inference import doorbell, failpoints
 from inference.context import fit
 from inference.database import in_database
 from inference.engines.base import Delta, Engine, EngineError, Request, Sampling, Turn, Usage
-from inference.models import Generation
+from inference.models import Generation, Prompt
 from inference.tokenlog import Fenced, Tail, pack
 
 log = logging.getLogger(__name__)
@@ -63,7 +66,7 @@ class Drive:
         """On its last try and without a new token yet: nothing may run beside it."""
         run = self._generation
         on_last_try = run.fruitless_attempts >= run.MAX_FRUITLESS_ATTEMPTS
-        return on_last_try and self._tail.seq == run.log_seq
+        return on_last_try and self._tail.seq <= run.log_seq
 
     # --- from the runner ------------------------------------------------------------------
     def hand_over(self) -> None:
@@ -83,12 +86,14 @@ class Drive:
             if self._cancelled:
                 await self._finish("stopped", "stop_requested")
                 return
+            watching = asyncio.create_task(self._watch_for_cancel())
             try:
-                request = await self._request()
+                await self._stream(await self._request())
             except EngineError as error:
                 await self._finish("failed", "error", str(error))
-                return
-            await self._stream(request)
+            finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
 
     async def _adopt(self) -> Tail:
         run = self._generation
@@ -101,15 +106,15 @@ class Drive:
         prompt = self._generation.prompt
         sampling = Sampling.from_parameters(prompt.parameters)
         turns = [Turn(message["role"], message["content"]) for message in prompt.messages]
-        fitted = await fit(self._engine, turns, sampling.max_tokens)
+        inherited = self._generation.inherited_tokens
+        fitted = await fit(self._engine, turns, sampling.max_tokens, inherited)
         if (fitted.left_out, fitted.cut_characters) != (prompt.left_out, prompt.cut_characters):
             prompt.left_out, prompt.cut_characters = fitted.left_out, fitted.cut_characters
             await in_database(prompt.save, update_fields=["left_out", "cut_characters"])
-        total = sampling.max_tokens + self._generation.inherited_tokens
         evaluation = tuple(prompt.evaluation) if prompt.evaluation else None
         return Request(
             turns=fitted.turns,
-            sampling=replace(sampling, max_tokens=total),
+            sampling=replace(sampling, max_tokens=sampling.max_tokens + inherited),
             emitted=self._tail.token_ids,
             evaluation=evaluation,
             scope=f"{self._generation.user_id}:{self._generation.purpose}",
@@ -117,23 +122,20 @@ class Drive:
 
     # --- the answer -----------------------------------------------------------------------
     async def _stream(self, request: Request) -> None:
-        helpers = [
-            asyncio.create_task(self._pump(request)),
-            asyncio.create_task(self._watch_for_cancel()),
-        ]
+        pump = asyncio.create_task(self._pump(request))
         try:
             await self._flush_until_ended()
         finally:
-            for helper in helpers:
-                helper.cancel()
+            pump.cancel()
             saving = [self._evaluation_saved] if self._evaluation_saved else []
-            await asyncio.gather(*helpers, *saving, return_exceptions=True)
+            await asyncio.gather(pump, *saving, return_exceptions=True)
 
     async def _pump(self, request: Request) -> None:
         try:
             async with contextlib.aclosing(self._engine.generate(request)) as stream:
                 async for delta in stream:
                     if delta.evaluation is not None:
+                        self._usage = delta.usage or Usage()
                         saving = self._record_evaluation(delta.evaluation)
                         self._evaluation_saved = asyncio.create_task(saving)
                         continue
@@ -149,20 +151,26 @@ class Drive:
             self._news.set()
 
     async def _record_evaluation(self, evaluation: tuple[int, ...]) -> None:
-        prompt = self._generation.prompt
-        if prompt.evaluation is None:
-            prompt.evaluation = list(evaluation)
-            await in_database(prompt.save, update_fields=["evaluation"])
+        # Under the fence: a worker that was taken over must not overwrite its successor's.
+        mine = Prompt.objects.filter(
+            pk=self._generation.pk, evaluation__isnull=True, generation__fence=self.fence
+        )
+        await in_database(mine.update, evaluation=list(evaluation))
         failpoints.hit("prefill")
 
     async def _watch_for_cancel(self) -> None:
         runs = Generation.objects.filter(pk=self._generation.pk, cancelled_at__isnull=False)
         async with doorbell.subscribe(f"cancel:{self._generation.pk}") as bell:
-            await bell.wait(CANCEL_POLL_SECONDS)  # the claim has just looked
-            while not await in_database(runs.exists):
+            while not await self._exists(runs):
                 await bell.wait(CANCEL_POLL_SECONDS)
         self._cancelled = True
         self._news.set()
+
+    async def _exists(self, runs: QuerySet[Generation]) -> bool:
+        try:
+            return await in_database(runs.exists)
+        except DatabaseError:
+            return False  # looked at again in a moment
 
     async def _flush_until_ended(self) -> None:
         while True:
@@ -208,7 +216,7 @@ class Drive:
         elif isinstance(buffer.error, EngineError):
             await self._finish("failed", "error", str(buffer.error))
         elif buffer.last:
-            self._usage = buffer.last.usage or Usage()
+            self._usage = buffer.last.usage or self._usage
             await self._finish("done", buffer.last.finish or "end")
         elif self._handing_over:
             await in_database(Generation.objects.give_back, self._generation.pk, self.fence)

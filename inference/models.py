@@ -6,11 +6,12 @@ from datetime import timedelta
 from typing import Any, ClassVar, Self
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models.functions import Now
 
 from accounts.ids import uuid7
-from inference.engines.base import Sampling
+from inference.engines.base import RequestRefused, Sampling
 from inference.queue import GenerationQuerySet
 from inference.tokenlog import DatabaseLog
 
@@ -82,6 +83,12 @@ class Release(models.Model):
         resolved = {**drawn, **self.parameters, **parameters}
         Sampling.from_parameters(resolved)
         return resolved
+
+    def clean(self) -> None:
+        try:
+            self.sampling_for({})
+        except RequestRefused as error:
+            raise ValidationError({"parameters": str(error)}) from error
 
 
 class WorkerQuerySet(models.QuerySet["Worker"]):
@@ -203,16 +210,11 @@ class Generation(models.Model):
             ),
         ]
         indexes: ClassVar = [
+            # Not partial ones: SQLite cannot use those for a status that is a parameter.
             models.Index(
-                fields=["release", "priority", "queued_at"],
-                condition=models.Q(status="queued"),
-                name="generation_queue",
+                fields=["release", "status", "priority", "queued_at"], name="generation_queue"
             ),
-            models.Index(
-                fields=["lease_until"],
-                condition=models.Q(status="running"),
-                name="generation_leases",
-            ),
+            models.Index(fields=["status", "lease_until"], name="generation_leases"),
             models.Index(fields=["user", "-queued_at"], name="generation_of_user"),
             models.Index(fields=["finished_at"], name="generation_finished"),
         ]
@@ -235,7 +237,8 @@ class Generation(models.Model):
     @property
     def can_continue(self) -> bool:
         """Whether there is text and the model did not end it by itself."""
-        return not self.is_active and bool(self.text) and self.finish_reason != "end"
+        whole = self.finish_reason in ("end", "context")  # or there is no room for more
+        return not self.is_active and bool(self.text) and not whole
 
     @property
     def queue_wait(self) -> timedelta | None:

@@ -36,7 +36,9 @@ class GenerationQuerySet(QuerySet["Generation"]):
 
     def unheld(self) -> "GenerationQuerySet":
         """Queued, or left behind by a worker whose lease ran out."""
-        return self.filter(Q(status="queued") | Q(status="running", lease_until__lt=Now()))
+        # The first condition is implied by the second; it is the one an index serves.
+        left_behind = Q(status="running", lease_until__lt=Now())
+        return self.active().filter(Q(status="queued") | left_behind)
 
     def exhausted(self) -> "GenerationQuerySet":
         """Left behind too often without a single new token: the next try would be no better."""
@@ -44,6 +46,7 @@ class GenerationQuerySet(QuerySet["Generation"]):
 
     def fail_exhausted(self) -> None:
         for run in self.exhausted():
+            # Ends in a transaction of its own: one that cannot be ended holds up no other.
             run.log.end_unclaimed("failed", "The model stopped working at this point three times.")
 
     def in_queue_order(self) -> "GenerationQuerySet":
@@ -163,8 +166,9 @@ class GenerationQuerySet(QuerySet["Generation"]):
         from inference.models import Chunk
 
         age = timedelta(seconds=settings.LOG_RETENTION_SECONDS)
-        old = self.filter(finished_at__lt=Now() - age, chunks__isnull=False).distinct()
-        Chunk.objects.filter(generation__in=list(old.values_list("pk", flat=True)[:100])).delete()
+        old = Chunk.objects.filter(generation__finished_at__lt=Now() - age)
+        ids = old.values_list("generation", flat=True).distinct()[:100]
+        Chunk.objects.filter(generation__in=list(ids)).delete()
 
 
 def _together(candidates: "Iterable[Generation]", idle: bool) -> "list[Generation]":

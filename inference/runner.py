@@ -7,7 +7,7 @@ import os
 import time
 from uuid import UUID
 
-from django.db import DatabaseError
+from django.db import Error as DatabaseError
 
 from inference import doorbell
 from inference.database import in_database
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 2.0  # longest wait of a queued run whose wake-up was lost
 RENEW_SECONDS = 2.5  # a quarter of the lease
+EXPIRE_SECONDS = 60.0
 STALL_SECONDS = 60.0  # an engine with work that shows nothing for this long is wedged
 EXIT_WEDGED = 70
 
@@ -33,6 +34,7 @@ class Runner:
         self._drives: dict[UUID, Drive] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
+        self._expired_at = 0.0
         self._bell: doorbell.Bell | None = None
 
     async def run(self) -> None:
@@ -40,11 +42,9 @@ class Runner:
         housekeeping = asyncio.create_task(self._keep_house())
         try:
             async with doorbell.subscribe("work") as self._bell:
-                await self._fail_exhausted()
                 while not self._draining:
                     await self._claim()
-                    if not await self._bell.wait(SWEEP_SECONDS):
-                        await self._fail_exhausted()
+                    await self._bell.wait(SWEEP_SECONDS)
         finally:
             housekeeping.cancel()
 
@@ -53,39 +53,39 @@ class Runner:
         self._draining = True
         if self._bell:
             self._bell.ring()
+        renewals = asyncio.create_task(self._keep_house())
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
         for drive in self._drives.values():
             drive.hand_over()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=4)
-
-    async def _fail_exhausted(self) -> None:
-        with contextlib.suppress(DatabaseError):
-            await in_database(Generation.objects.fail_exhausted)
+        renewals.cancel()
 
     async def _claim(self) -> None:
         free = self._engine.capacity().slots - len(self._drives)
-        if any(drive.is_alone for drive in self._drives.values()):
-            free = 0
+        if free <= 0 or any(drive.is_alone for drive in self._drives.values()):
+            return
         try:
-            if free > 0:
-                claimed = Generation.objects.claim
-                idle = not self._drives
-                for run in await in_database(claimed, self._release, self._boot_id, free, idle):
-                    self._start(run)
+            claimed = Generation.objects.claim
+            idle = not self._drives
+            for run in await in_database(claimed, self._release, self._boot_id, free, idle):
+                self._start(run)
         except DatabaseError:
             log.exception("The queue could not be read; trying again.")
 
     def _start(self, run: Generation) -> None:
+        if earlier := self._drives.get(run.pk):
+            earlier.abandon()  # our own lease had run out, and we have just claimed it anew
         drive = self._drives[run.pk] = Drive(self._engine, run)
         task = asyncio.create_task(drive.run(), name=f"generation {run.pk}")
         self._tasks.add(task)
-        task.add_done_callback(lambda done: self._ended(run, done))
+        task.add_done_callback(lambda done: self._ended(drive, run, done))
 
-    def _ended(self, run: Generation, task: asyncio.Task[None]) -> None:
+    def _ended(self, drive: Drive, run: Generation, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._drives.pop(run.pk, None)
+        if self._drives.get(run.pk) is drive:
+            del self._drives[run.pk]
         if not task.cancelled() and (error := task.exception()):
             # Its lease runs out and the run is tried again, at most three times in vain.
             log.error("Generation %s broke off.", run.pk, exc_info=error)
@@ -96,18 +96,30 @@ class Runner:
         while True:
             started = time.monotonic()
             self._exit_if_wedged()
-            with contextlib.suppress(DatabaseError):
-                await self._renew()
-                await in_database(Generation.objects.expire_logs)
+            for chore in (self._renew, self._fail_exhausted, self._expire_logs):
+                try:
+                    await chore()
+                except Exception:
+                    # Renewals must go on whatever happens: without them every lease lapses.
+                    log.exception("Housekeeping failed; trying again.")
             await asyncio.sleep(RENEW_SECONDS - (time.monotonic() - started))
 
     async def _renew(self) -> None:
         fences = {pk: drive.fence for pk, drive in self._drives.items()}
         held = await in_database(Generation.objects.renew, fences)
         for pk in fences.keys() - held:
-            if drive := self._drives.get(pk):
+            if (drive := self._drives.get(pk)) and drive.fence == fences[pk]:
                 drive.abandon()
         await in_database(Worker.objects.filter(pk=self._boot_id).touch)
+
+    async def _fail_exhausted(self) -> None:
+        await in_database(Generation.objects.fail_exhausted)
+
+    async def _expire_logs(self) -> None:
+        if time.monotonic() - self._expired_at > EXPIRE_SECONDS:
+            self._expired_at = time.monotonic()
+            with contextlib.suppress(DatabaseError):
+                await in_database(Generation.objects.expire_logs)
 
     def _exit_if_wedged(self) -> None:
         if self._engine.seconds_without_progress() > STALL_SECONDS:

@@ -101,6 +101,9 @@ class DatabaseLog:
         run = self._generations().filter(pk=self.id, fence=fence, status="running").first()
         if run is None:
             raise Fenced
+        return self._tail(run)
+
+    def _tail(self, run: "Generation") -> Tail:
         rows = list(self._chunks().values_list("text", "token_ids")) if run.log_seq else []
         ids = b"".join(bytes(row[1]) for row in rows)
         return Tail(run.epoch, run.log_seq, "".join(row[0] for row in rows), unpack(ids))
@@ -164,15 +167,19 @@ class DatabaseLog:
 
     def end_unclaimed(self, kind: str, error: str = "") -> bool:
         """End a run that no living worker holds; False when one does, or it has ended."""
+        from inference.models import Prompt
+
         with transaction.atomic():
             run = self._generations().unheld().filter(pk=self.id).select_for_update().first()
             if run is None:
                 return False
-            ids = b"".join(bytes(i) for i in self._chunks().values_list("token_ids", flat=True))
+            tail = self._tail(run)
+            pieces = Prompt.objects.filter(pk=self.id).values_list("evaluation", flat=True).first()
             result = {
-                "text": self.text(),
-                "token_ids": ids,
-                "completion_tokens": len(ids) // 4 - run.inherited_tokens,
+                "text": tail.text,
+                "token_ids": pack(tail.token_ids),
+                "prompt_tokens": sum(map(abs, pieces or ())),
+                "completion_tokens": len(tail.token_ids) - run.inherited_tokens,
                 "error": error,
                 "finish_reason": kind,
                 "fence": F("fence") + 1,

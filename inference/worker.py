@@ -9,6 +9,7 @@ from pathlib import Path
 from uuid import UUID
 
 from django.conf import settings
+from django.db.models.functions import Now
 
 from inference import doorbell
 from inference.database import in_database
@@ -92,7 +93,8 @@ class WorkerProcess:
         return self._engine.capacity().slots
 
     async def _set(self, **values: object) -> None:
-        await in_database(Worker.objects.filter(pk=self._boot_id).update, **values)
+        mine = Worker.objects.filter(pk=self._boot_id)
+        await in_database(mine.update, seen_at=Now(), **values)
         doorbell.ring("worker")
 
     def _listen_for_the_end(self) -> None:

@@ -12,6 +12,9 @@ from typing import Any, Literal, Protocol
 FinishReason = Literal["end", "stop", "length", "context"]
 
 
+WHOLE = ("top_k", "repeat_window", "seed", "max_tokens")  # numbers that are counts
+
+
 class EngineError(Exception):
     """The engine cannot do what was asked; the message is fit for a person to read."""
 
@@ -55,8 +58,10 @@ class Sampling:
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not low <= value <= high:
-                raise RequestRefused(f"{name} must be between {low} and {high}.")
+            kinds = (int,) if name in WHOLE else (int, float)
+            if type(value) not in kinds or not low <= value <= high:
+                kind = "a whole number" if name in WHOLE else "a number"
+                raise RequestRefused(f"{name} must be {kind} from {low} to {high}.")
         if len(self.stop) > 8 or any(not 0 < len(stop) <= 200 for stop in self.stop):
             raise RequestRefused("stop takes up to 8 strings of 1 to 200 characters.")
 
@@ -66,8 +71,10 @@ class Sampling:
         unknown = set(parameters) - set(cls.__dataclass_fields__)
         if unknown:
             raise RequestRefused(f"Unknown parameter: {', '.join(sorted(unknown))}.")
-        values = {**parameters, "stop": tuple(parameters.get("stop", ()))}
-        return cls(**values)
+        stop = parameters.get("stop", ())
+        if isinstance(stop, str) or not all(isinstance(text, str) for text in stop):
+            raise RequestRefused("stop takes a list of strings.")
+        return cls(**{**parameters, "stop": tuple(stop)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +112,7 @@ class Delta:
         stop string is still incomplete.
     token_ids: the tokens sampled since the last delta, in order.
     finish: set on the last delta only.
+    usage: on the delta of `evaluation` (what is known of the prompt) and on the last.
     evaluation: set once, on a delta of its own that comes before any token: how the prompt is
         evaluated, as run lengths: n for one chunk of n tokens, -n for n tokens one a step.
     """

@@ -68,7 +68,9 @@ class Run:
 
     def _finish(self, reason: FinishReason) -> bool:
         usage = Usage(self.prompt_tokens, self.cached, len(self.answer))
-        self.deliver(Delta(text=self.text.flush(), finish=reason, usage=usage))
+        # What is held back of an answer that may be continued comes with the continuation.
+        text = self.text.flush() if reason == "end" else ""
+        self.deliver(Delta(text=text, finish=reason, usage=usage))
         return True
 
 
@@ -105,6 +107,8 @@ class Batcher:
         with self._wake:
             if self._stopping:
                 raise EngineError("The engine is stopping.")
+            if not self.busy:
+                self._progress_at = time.monotonic()  # idle time is no lack of progress
             self._waiting.append(run)
             self._wake.notify()
 
@@ -171,14 +175,17 @@ class Batcher:
             shared = run.request.scope and slot.scope == run.request.scope
             return slot.evaluated.keep(prompt, fixed) if shared else Evaluated()
 
-        slot = max(free, key=lambda slot: (len(kept_by(slot).tokens), -slot.used_at))
-        kept = kept_by(slot)
+        kept, slot = max(
+            ((kept_by(slot), slot) for slot in free),
+            key=lambda pair: (len(pair[0].tokens), -pair[1].used_at),
+        )
         self._context.forget(slot.number, len(kept.tokens))
         run.cached = len(kept.tokens)
         run.todo = deque(remaining(kept, len(prompt), fixed, self._chunk))
         run.slot, slot.run = slot, run
         slot.evaluated, slot.scope = kept, run.request.scope
-        run.deliver(Delta(evaluation=fixed or (*kept.pieces, *run.todo)))
+        usage = Usage(len(prompt), run.cached, len(run.answer))
+        run.deliver(Delta(evaluation=fixed or (*kept.pieces, *run.todo), usage=usage))
 
     def _step(self, slots: list[Slot]) -> None:
         """One token of every run that is past its prompt chunks, in one call."""
@@ -243,7 +250,12 @@ class Batcher:
                     self._context.abort.lower()
 
     def _choose(self, run: Run, slot: Slot, logits: Logits) -> None:
-        if run.take(logits, self._weights.ends_answer, self._context.tokens):
+        try:
+            ended = run.take(logits, self._weights.ends_answer, self._context.tokens)
+        except Exception as error:  # this run's own fault: the others go on
+            run.deliver(error)
+            ended = True
+        if ended:
             self._free(slot)
 
     def _free(self, slot: Slot) -> None:

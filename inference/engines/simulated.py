@@ -89,7 +89,7 @@ class SimulatedEngine:
                 self._busy -= 1
 
     async def _stream(self, request: Request, prompt: int) -> AsyncGenerator[Delta, None]:
-        yield Delta(evaluation=(prompt,))
+        yield Delta(evaluation=(prompt,), usage=Usage(prompt, 0, len(request.emitted)))
         question = request.turns[-1].content
         await asyncio.sleep(_directive(question, "prefill", 0))
         assembler = TextAssembler(PIECES.__getitem__, request.sampling.stop)
@@ -97,13 +97,14 @@ class SimulatedEngine:
             assembler.feed(token)
         made = len(request.emitted)
         limit = min(request.sampling.max_tokens, self._context - prompt)
+        at_limit: FinishReason = "length" if limit == request.sampling.max_tokens else "context"
         clock = Pace(_directive(question, "pace", self._pace))
         finish: FinishReason = "stop" if assembler.stopped else "end"
         for token in islice(_answer(request), made, None):
             if assembler.stopped:
                 break
             if made >= limit:
-                finish = "length"
+                finish = at_limit
                 break
             await clock.tick()
             made += 1
@@ -111,7 +112,8 @@ class SimulatedEngine:
             yield Delta(text=assembler.feed(token), token_ids=(token,))
             finish = "stop" if assembler.stopped else finish
         usage = Usage(prompt, 0, made)
-        yield Delta(text=assembler.flush(), finish=finish, usage=usage)
+        text = assembler.flush() if finish == "end" else ""
+        yield Delta(text=text, finish=finish, usage=usage)
 
     async def count_tokens(self, turns: Sequence[Turn]) -> int:
         return self._prompt_tokens(turns)

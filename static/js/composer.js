@@ -6,7 +6,12 @@ const sendButton = form?.querySelector(".composer__send");
 const stopButton = form?.querySelector("[data-stop]");
 const error = document.getElementById("composer-error");
 const isTouch = matchMedia("(pointer: coarse) and (hover: none)").matches;
-const draftKey = `draft:${form?.dataset.draft}`;
+// By person: the next one at this browser must not find what this one was writing.
+const mine = `draft:${document.body.dataset.user ?? ""}:`;
+const draftKey = mine + form?.dataset.draft;
+for (const key of Object.keys(localStorage)) {
+  if (key.startsWith("draft:") && !key.startsWith(mine)) localStorage.removeItem(key);
+}
 let countdown = null;
 
 export const text = () => field.value;

@@ -5,7 +5,9 @@ import { patchChildren } from "./patch.js";
 
 const MAX_CHARACTERS = 100_000;
 const MAX_NESTING = 40;
-const BOMB = /(?:[\[\]()!*_~`<>&\\][ ]?){400}/;
+const MAX_CELLS = 20_000;
+const MAX_ADDRESSES = 200_000;
+const BOMB = /(?:[\[\]()!*_~`<>&\\][ ]?){400}|(?:>[ \t]*){13}/;
 const ALLOWED_LINK = /^(?:https?:\/\/[^/\\?#@]+(?:[/?#]|$)|mailto:[^?#])/i;
 const HOST = /^https?:\/\/([^/?#:[]+|\[[^/?#]*\])/i;
 const LANGUAGE = /^[ \t]*([A-Za-z0-9_+#.-]{1,30})(?![^ \t{:,])/;
@@ -44,7 +46,10 @@ export function topLevelBlocks(text) {
 }
 
 function isTooMuch(text) {
-  return [...text].length > MAX_CHARACTERS || BOMB.test(text);
+  const lines = text.split("\n");
+  const bars = (line) => line.split("|").length - 1;
+  const cells = lines.reduce((most, line) => Math.max(most, bars(line)), 0) * lines.length;
+  return [...text].length > MAX_CHARACTERS || cells > MAX_CELLS || BOMB.test(text);
 }
 
 function wellFormed(text) {
@@ -53,8 +58,14 @@ function wellFormed(text) {
 
 function rendered(text) {
   const tokens = markdown.parse(text, {});
-  if (tokens.some((token) => token.level >= MAX_NESTING - 2)) return null;
+  if (tokens.some((token) => token.level >= MAX_NESTING - 2) || repeatsTooMuch(tokens)) return null;
   return markdown.renderer.render(tokens, markdown.options, {});
+}
+
+// A reference of a few characters repeats its whole address each time.
+function repeatsTooMuch(tokens) {
+  const spans = tokens.flatMap((token) => token.children ?? []);
+  return spans.reduce((sum, span) => sum + (span.attrGet("href") ?? "").length, 0) > MAX_ADDRESSES;
 }
 
 function plain(text) {
@@ -127,12 +138,17 @@ function withHosts(children) {
       ];
     } else if (token.type === "link_close") {
       const host = HOST.exec(href)?.[1];
-      token.meta = { host: host && !text.includes(host) ? host : "" };
+      token.meta = { host: host && host !== hostShown(text) ? host : "" };
     } else {
       text += token.content;
     }
   }
   return children;
+}
+
+// The host a link's own words name, if they are a web address and nothing else.
+function hostShown(text) {
+  return text.replace(EDGES, "").replace(/^https?:\/\//i, "").split(/[/?#]/)[0];
 }
 
 function textOf(children) {

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.django_db
 
 def ask(client: Client, csrf_secret: str = "") -> User:
     """What a chats view does on a send, without the rest of it."""
-    request = RequestFactory().post("/")
+    request = RequestFactory().post("/", {"client_id": "one click"})
     request.session = client.session
     request.user = get_user(request)
     if csrf_secret:
@@ -65,7 +65,7 @@ def test_a_page_secret_is_no_way_back_to_a_guest_later():
 
 
 def test_becoming_a_guest_keeps_other_open_pages_able_to_send(client):
-    request = RequestFactory().post("/")
+    request = RequestFactory().post("/", {"client_id": "one click"})
     request.session, request.META["CSRF_COOKIE"] = client.session, "a" * 32
     request.user = get_user(request)
     person(request)

@@ -108,7 +108,6 @@ def test_scripts_have_one_door_for_html():
         ".mjs",
     )
     assert doors == {f"static/js/{name}.js" for name in ("markdown", "http", "code")}
-    assert {Path(name).name for name in doors} <= {"markdown.js", "fragment.js"}
 
 
 def test_templates_have_no_inline_script_or_style():

@@ -91,3 +91,25 @@ def test_a_bomb_is_rendered_in_bounded_time(text: str) -> None:
     start = time.process_time()
     render(text)
     assert time.process_time() - start < 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "|a" * 350 + "|\n" + "|-" * 350 + "|\n" + "|b\n" * 300,
+        "|a" * 60 + "|\n" + "|-" * 60 + "|\n" + "|b\n" * 10_000,
+        "> " * 35 + "a\n" + "lazy\n" * 2000,
+        "[a]: https://example.com/" + "x" * 2000 + "\n\n" + "[a] " * 2000,
+    ],
+)
+def test_a_text_that_would_grow_out_of_proportion_is_shown_plain(text):
+    started = time.monotonic()
+    html = render(text)
+    assert html.startswith('<p class="plain">')
+    assert len(html) < 2 * len(text) + 1000
+    assert time.monotonic() - started < 2
+
+
+def test_a_link_whose_words_only_contain_its_host_still_names_it():
+    assert "(gle.com)" in render("[google.com](https://gle.com/x)")
+    assert "link__host" not in render("[https://example.com/a](https://example.com/b)")

@@ -13,7 +13,7 @@ from django.db import connection
 from django.test import Client
 
 from accounts.models import User
-from chats import consumers, delivery, tail
+from chats import consumers, outbox, tail
 from chats.consumers import ChatSocket, close_all
 from chats.frames import FRAMES
 from chats.models import Chat, Message
@@ -304,7 +304,7 @@ async def test_heartbeats_come_unasked(alice, monkeypatch):
 
 
 async def test_a_reader_that_takes_nothing_is_closed(alice, release, pen, monkeypatch):
-    monkeypatch.setattr(delivery, "UNDRAINED_SECONDS", 0.3)
+    monkeypatch.setattr(outbox, "UNDRAINED_SECONDS", 0.3)
     answer = await start(alice)
     hand = await sync_to_async(pen)(answer)
     await sync_to_async(hand.write)(*["x" * 100] * 20)

@@ -198,10 +198,16 @@ def test_other_bodies_than_forms_are_refused_kindly(client_of_alice, answered):
         ("text=Hi", "text/plain"),
         ("--x\r\nbroken", "multipart/form-data; boundary=x"),
         ("--x\r\nbroken", "multipart/form-data"),
-        ("text=Hi", f"{FORM}; charset=latin-1"),
         ("&".join(f"a{n}=1" for n in range(2000)), FORM),
     ):
         assert client_of_alice.post(url, body, content_type=kind, headers=JSON).status_code == 400
+
+
+@pytest.mark.parametrize("charset", ["latin-1", "utf-7", "utf-16"])
+def test_a_form_in_another_character_set_is_refused_kindly(client_of_alice, answered, charset):
+    url, kind = f"/chats/{answered.chat_id}/messages/", f"{FORM}; charset={charset}"
+    refused = client_of_alice.post(url, "text=Hi", content_type=kind, headers=JSON)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (415, "bad_text")
 
 
 @pytest.mark.parametrize("cursor", ["x", "1_", f"{'9' * 40}_{uuid4().hex}", "1_zz", "%00"])

@@ -3,23 +3,23 @@
 import asyncio
 import json
 
-from chats import delivery
+from chats import outbox
 
 
 async def test_a_full_outbox_makes_its_writers_wait(monkeypatch):
-    monkeypatch.setattr(delivery, "MAX_EVENTS", 3)
+    monkeypatch.setattr(outbox, "MAX_EVENTS", 3)
     gate, sent = asyncio.Semaphore(0), []
 
     async def slow(text):
         await gate.acquire()
         sent.append(json.loads(text)["n"])
 
-    outbox = delivery.Outbox(slow)
-    sender = asyncio.create_task(outbox.run())
+    box = outbox.Outbox(slow)
+    sender = asyncio.create_task(box.run())
 
     async def fill():
         for n in range(10):
-            await outbox.put({"n": n})
+            await box.put({"n": n})
 
     filling = asyncio.create_task(fill())
     await asyncio.sleep(0.05)
@@ -27,6 +27,6 @@ async def test_a_full_outbox_makes_its_writers_wait(monkeypatch):
     for _ in range(10):
         gate.release()
     await asyncio.wait_for(filling, 1)
-    await asyncio.wait_for(outbox.empty(), 1)
+    await asyncio.wait_for(box.empty(), 1)
     assert sent == list(range(10))
     sender.cancel()
