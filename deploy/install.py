@@ -74,7 +74,9 @@ class Progress:
 
     PERCENT = re.compile(r"\[\s*(\d+)%\]")
     COUNT = re.compile(r"^\s*\[(\d+)/(\d+)\]")
-    PACKAGE = re.compile(r"^\s*(?:Collecting|Downloading|Building wheel for|Installing) (\S+)")
+    PACKAGE = re.compile(
+        r"^\s*(?:Collecting|Downloading|Building wheel for|Installing) (?!collected)(\S+)"
+    )
 
     def __init__(self, title: str) -> None:
         self.title, self.detail = title, ""
@@ -286,7 +288,7 @@ def migrate() -> None:
     stamp = Stamp(DATA_DIR / ".migrated", digest(*inputs, ROOT / "requirements.lock"))
     is_there = (DATA_DIR / "chatsite.sqlite3").exists() and not url
     if not (stamp.is_current() and is_there):
-        call("migrate", "--noinput", "-v", "0")
+        call("migrate", "--noinput", "--skip-checks", "-v", "0")
         stamp.write()
 
 

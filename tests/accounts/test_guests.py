@@ -16,9 +16,9 @@ from tests.conftest import PASSWORD
 pytestmark = pytest.mark.django_db
 
 
-def ask(client: Client, csrf_secret: str = "") -> User:
+def ask(client: Client, csrf_secret: str = "", client_id: str = "one click") -> User:
     """What a chats view does on a send, without the rest of it."""
-    request = RequestFactory().post("/", {"client_id": "one click"})
+    request = RequestFactory().post("/", {"client_id": client_id})
     request.session = client.session
     request.user = get_user(request)
     if csrf_secret:
@@ -56,6 +56,12 @@ def test_two_sends_at_once_from_one_page_make_one_guest():
 
 def test_two_people_who_send_at_once_are_two_guests():
     assert ask(Client(), "a" * 32) != ask(Client(), "b" * 32)
+
+
+def test_who_knows_a_page_secret_alone_is_not_let_in():
+    guest = ask(Client(), "a" * 32, "a click nobody else knows")
+    assert ask(Client(), "a" * 32, "another") != guest
+    assert ask(Client(), "a" * 32, "") != guest
 
 
 def test_a_page_secret_is_no_way_back_to_a_guest_later():

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accounts.limits import client_address, client_network, limited, wait_in_words
+from accounts.models import User
 from tests.accounts.test_guests import log_in, sign_up
 
 pytestmark = pytest.mark.django_db
@@ -52,6 +53,36 @@ def test_spelling_a_name_otherwise_is_no_way_round(client, alice, settings):
     settings.RATE_LIMITS = {**settings.RATE_LIMITS, "login": "1/m"}
     log_in(client, "alice", "wrong")
     assert log_in(client, "ALICE", "wrong").status_code == 429
+
+
+@pytest.mark.parametrize("spelling", [" alice", "alice ", "alice\t", "\uff41lice"])
+def test_a_spelling_that_logs_in_as_the_same_name_counts_as_it(client, alice, settings, spelling):
+    settings.RATE_LIMITS = {**settings.RATE_LIMITS, "login": "1/m"}
+    log_in(client, "alice", "wrong")
+    assert log_in(client, spelling, "wrong").status_code == 429
+
+
+def test_the_admin_has_no_log_in_of_its_own(client, alice, charlie, signed_in):
+    for method in (client.get, client.post):
+        assert method("/admin/login/").headers["Location"] == "/accounts/login/?next=%2Fadmin%2F"
+    assert signed_in(alice).get("/admin/login/").status_code == 403
+    assert signed_in(charlie).get("/admin/login/").headers["Location"] == "/admin/"
+
+
+def test_a_new_guest_is_no_new_person_to_the_limit_on_accounts(client, settings):
+    settings.RATE_LIMITS = {**settings.RATE_LIMITS, "signup": "1/h"}
+    sign_up(client, "alice")
+    other = Client()
+    other.force_login(User.objects.create_guest())
+    assert sign_up(other, "bob").status_code == 429
+
+
+def test_hundreds_of_counts_do_not_push_one_out(client, alice, settings):
+    settings.RATE_LIMITS = {**settings.RATE_LIMITS, "login": "1/m", "login_address": "9999/m"}
+    log_in(client, "alice", "wrong")
+    for number in range(400):
+        limited(request_from("192.0.2.1"), "send", account=str(number))
+    assert log_in(client, "alice", "wrong").status_code == 429
 
 
 def test_signing_up_is_limited(client, settings):

@@ -304,3 +304,23 @@ def test_without_javascript_a_deleted_chat_can_be_brought_back_by_a_button(
     assert f'formaction="/chats/{chat.pk}/deletion/"' in page
     client_of_alice.post(f"/chats/{chat.pk}/deletion/", {"undo": "1"})
     assert Chat.objects.visible_to(chat.user).exists()
+
+
+def test_continuing_with_the_id_of_another_send_is_counted(client_of_alice, release, settings):
+    settings.RATE_LIMITS = {**settings.RATE_LIMITS, "send": "2/m"}
+    sent = [uuid4(), uuid4()]
+    post(client_of_alice, "/chats/", text="Hello", client_id=sent[0])
+    post(client_of_alice, "/chats/", text="Hello", client_id=sent[1])
+    answer = Message.objects.filter(role="assistant")[0]
+    answer.generation.cancel()
+    again = post(client_of_alice, f"/messages/{answer.pk}/continuation/", client_id=sent[0])
+    assert again.status_code == 429
+
+
+def test_guests_of_one_address_share_a_limit(release, settings):
+    settings.RATE_LIMITS = {**settings.RATE_LIMITS, "send_address": "2/m"}
+    statuses = [
+        Client().post("/chats/", {"text": "Hi", "client_id": uuid4()}, headers=JSON).status_code
+        for _ in range(3)
+    ]
+    assert statuses == [200, 200, 429]
