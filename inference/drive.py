@@ -13,7 +13,7 @@ from inference import doorbell, failpoints
 from inference.context import fit
 from inference.database import in_database
 from inference.engines.base import Delta, Engine, EngineError, Request, Sampling, Turn, Usage
-from inference.models import Generation, Prompt
+from inference.models import Generation
 from inference.tokenlog import Fenced, Tail, pack
 
 log = logging.getLogger(__name__)
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 FLUSH_SECONDS = 0.025
 FLUSH_TOKENS = 64
 CANCEL_POLL_SECONDS = 1.0
+CANCEL_LOOK_SECONDS = 0.05  # for a stop that came between the claim and the listening
+STORE_SECONDS = 0.05  # a prompt read faster than this is stored with its first token
 
 
 @dataclass(slots=True)
@@ -57,7 +59,8 @@ class Drive:
         self._usage = Usage()
         self._buffer = Buffer()
         self._news = asyncio.Event()  # something is in the buffer, or somebody wants an end
-        self._evaluation_saved: asyncio.Future[None] | None = None
+        self._evaluation: tuple[int, ...] | None = None  # not stored yet
+        self._storing: asyncio.Task[None] | None = None
         self._cancelled = run.cancelled_at is not None
         self._handing_over = False
 
@@ -127,8 +130,8 @@ class Drive:
             await self._flush_until_ended()
         finally:
             pump.cancel()
-            saving = [self._evaluation_saved] if self._evaluation_saved else []
-            await asyncio.gather(pump, *saving, return_exceptions=True)
+            storing = [self._storing] if self._storing else []
+            await asyncio.gather(pump, *storing, return_exceptions=True)
 
     async def _pump(self, request: Request) -> None:
         try:
@@ -136,8 +139,9 @@ class Drive:
                 async for delta in stream:
                     if delta.evaluation is not None:
                         self._usage = delta.usage or Usage()
-                        saving = self._record_evaluation(delta.evaluation)
-                        self._evaluation_saved = asyncio.create_task(saving)
+                        self._evaluation = delta.evaluation
+                        self._storing = asyncio.create_task(self._store_evaluation())
+                        failpoints.hit("prefill")
                         continue
                     self._buffer.add(delta)
                     self._news.set()
@@ -150,17 +154,27 @@ class Drive:
         finally:
             self._news.set()
 
-    async def _record_evaluation(self, evaluation: tuple[int, ...]) -> None:
-        # Under the fence: a worker that was taken over must not overwrite its successor's.
-        mine = Prompt.objects.filter(
-            pk=self._generation.pk, evaluation__isnull=True, generation__fence=self.fence
-        )
-        await in_database(mine.update, evaluation=list(evaluation))
-        failpoints.hit("prefill")
+    async def _store_evaluation(self) -> None:
+        """A long prompt's evaluation is stored while it goes on: the run may die before a token."""
+        await asyncio.sleep(STORE_SECONDS)
+        evaluation, self._evaluation = self._evaluation, None
+        if evaluation is not None:
+            await in_database(self._log.keep_evaluation, self.fence, evaluation)
+
+    async def _unstored_evaluation(self) -> tuple[int, ...] | None:
+        """What the first append is to store; None once it is stored."""
+        storing, self._storing = self._storing, None
+        evaluation, self._evaluation = self._evaluation, None
+        if storing and evaluation is not None:
+            storing.cancel()
+        elif storing:
+            await storing
+        return evaluation
 
     async def _watch_for_cancel(self) -> None:
         runs = Generation.objects.filter(pk=self._generation.pk, cancelled_at__isnull=False)
         async with doorbell.subscribe(f"cancel:{self._generation.pk}") as bell:
+            await bell.wait(CANCEL_LOOK_SECONDS)  # out of the way of the first token
             while not await self._exists(runs):
                 await bell.wait(CANCEL_POLL_SECONDS)
         self._cancelled = True
@@ -200,11 +214,10 @@ class Drive:
     async def _flush(self, buffer: Buffer) -> None:
         if not (buffer.text or buffer.token_ids):
             return
-        if self._evaluation_saved:  # meanwhile the engine was at work on the prompt
-            await self._evaluation_saved
         tail, ids = self._tail, tuple(buffer.token_ids)
+        evaluation = await self._unstored_evaluation()
         asked_to_stop = await in_database(
-            self._log.append, self.fence, tail.seq + 1, buffer.text, ids
+            self._log.append, self.fence, tail.seq + 1, buffer.text, ids, evaluation
         )
         self._tail = Tail(tail.epoch, tail.seq + 1, tail.text + buffer.text, tail.token_ids + ids)
         self._cancelled = self._cancelled or asked_to_stop

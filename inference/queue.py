@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.conf import settings
-from django.db import models, transaction
+from django.db import transaction
 from django.db.models import F, Q, QuerySet
-from django.db.models.functions import Greatest, Now
+from django.db.models.functions import Coalesce, Greatest, Now
 
 from inference import doorbell
 
@@ -99,25 +99,31 @@ class GenerationQuerySet(QuerySet["Generation"]):
                 self.claimable()
                 .filter(release=release)
                 .in_queue_order()
-                .select_for_update(skip_locked=True)[:limit]
+                .select_related("prompt")
+                .select_for_update(skip_locked=True, of=("self",))[:limit]
             )
-            taken = [run.pk for run in _together(candidates, idle) if self._take(run, boot_id)]
-        return list(self.filter(pk__in=taken).select_related("prompt").in_queue_order())
+            return [run for run in _together(candidates, idle) if self._take(run, boot_id)]
 
     def _take(self, run: "Generation", boot_id: UUID) -> bool:
-        return bool(
+        """Claim one row, and bring `run` in line with it instead of reading it again."""
+        run.status, run.boot_id = "running", boot_id
+        run.fence += 1
+        run.attempts += 1
+        run.fruitless_attempts += 1
+        taken = (
             self.claimable()
-            .filter(pk=run.pk, fence=run.fence)
+            .filter(pk=run.pk, fence=run.fence - 1)
             .update(
-                status="running",
-                fence=F("fence") + 1,
+                status=run.status,
+                fence=run.fence,
                 boot_id=boot_id,
                 lease_until=Now() + LEASE,
-                attempts=F("attempts") + 1,
-                fruitless_attempts=F("fruitless_attempts") + 1,
-                started_at=models.functions.Coalesce("started_at", Now()),
+                attempts=run.attempts,
+                fruitless_attempts=run.fruitless_attempts,
+                started_at=Coalesce("started_at", Now()),
             )
         )
+        return bool(taken)
 
     def renew(self, fences: dict[UUID, int]) -> set[UUID]:
         """Extend the leases of these runs; returns those still held under the fence given."""

@@ -108,8 +108,17 @@ class DatabaseLog:
         ids = b"".join(bytes(row[1]) for row in rows)
         return Tail(run.epoch, run.log_seq, "".join(row[0] for row in rows), unpack(ids))
 
-    def append(self, fence: int, seq: int, text: str, token_ids: Sequence[int]) -> bool:
+    def append(
+        self,
+        fence: int,
+        seq: int,
+        text: str,
+        token_ids: Sequence[int],
+        evaluation: Sequence[int] | None = None,
+    ) -> bool:
         """Write event `seq`; True means somebody asked the run to stop.
+
+        `evaluation` is stored with the prompt, if it has none yet.
 
         Raises Fenced when the fence is not current, `seq` is not the next one, or the
         log has ended; then nothing is written.
@@ -118,6 +127,8 @@ class DatabaseLog:
         with transaction.atomic():
             epoch, characters, cancelled = self._advance(fence, seq, len(text))
             self._insert(epoch, seq, fence, "delta", characters - len(text), text, token_ids)
+            if evaluation is not None:
+                self._keep_evaluation(evaluation)
             failpoints.hit("in_append")
         failpoints.hit("after_append")
         doorbell.ring(f"gen:{self.id}")
@@ -151,6 +162,20 @@ class DatabaseLog:
         values = [self._key(), epoch, seq, fence, kind, offset, text, pack(token_ids)]
         with connection.cursor() as cursor:
             cursor.execute(sql, values)
+
+    def _keep_evaluation(self, evaluation: Sequence[int]) -> None:
+        from inference.models import Prompt
+
+        prompt = Prompt.objects.filter(pk=self.id, evaluation__isnull=True)
+        prompt.update(evaluation=list(evaluation))
+
+    def keep_evaluation(self, fence: int, evaluation: Sequence[int]) -> None:
+        """Store how the prompt is being evaluated; raises Fenced like append."""
+        with transaction.atomic():
+            held = self._generations().filter(pk=self.id, fence=fence, status="running")
+            if not held.select_for_update().exists():
+                raise Fenced
+            self._keep_evaluation(evaluation)
 
     def finish(self, fence: int, seq: int, kind: str, **result: Any) -> None:
         """Write the terminal event, the result and what follows from it, all or nothing.

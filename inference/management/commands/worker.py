@@ -1,10 +1,10 @@
 """manage.py worker: run generations of one release until told to stop."""
 
-import asyncio
 import os
 from typing import Any
 from uuid import UUID, uuid4
 
+import uvloop
 from django.core.management.base import BaseCommand, CommandError
 
 from inference.engines.base import EngineError
@@ -23,7 +23,7 @@ class Command(BaseCommand):
             raise CommandError("There is no model yet. Run: manage.py models pull")
         boot_id = UUID(os.environ.get("CHATSITE_BOOT_ID") or str(uuid4()))
         try:
-            asyncio.run(self._run(release, boot_id))
+            uvloop.run(self._run(release, boot_id))
         except EngineError as error:
             raise CommandError(str(error), returncode=EXIT_UNUSABLE) from error
 
