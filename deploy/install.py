@@ -346,6 +346,10 @@ def main(words: list[str]) -> int:
     except Problem as problem:
         print(f"\n{problem}", file=sys.stderr)
         return 1
+    except OSError as error:
+        where = error.filename or ROOT
+        print(f"\n{where}: {error.strerror}. Make room or mend the rights.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nInterrupted. Run the same command again to go on.", file=sys.stderr)
         return 130

@@ -27,6 +27,11 @@ class Command(BaseCommand):
             Supervisor(lock).run()
         except CannotServe as error:
             raise CommandError(str(error)) from error
+        except OSError as error:
+            where = error.filename or settings.DATA_DIR
+            raise CommandError(
+                f"{where}: {error.strerror}. Make room or mend the rights."
+            ) from error
         self.stdout.write("Stopped. Answers under way go on after the next start.")
 
 

@@ -1,0 +1,47 @@
+"""deploy/install.py tells what is wrong in one sentence before anything long begins."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def install(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run it as `make run` does, for a virtual environment of its own."""
+    names = {**os.environ, "VENV": str(folder / "venv"), "DATA_DIR": str(folder), **environment}
+    command = [sys.executable, str(ROOT / "deploy" / "install.py"), "run"]
+    return subprocess.run(
+        command, env=names, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_missing_compiler_is_named_with_what_to_install(tmp_path: Path):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    failed = install(tmp_path, PATH=str(programs))
+    said = failed.stdout + failed.stderr
+    assert failed.returncode != 0
+    assert "There is no C++ compiler" in said
+    assert "build-essential" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "venv" / "bin").exists()
+
+
+def test_too_little_disk_is_told_before_anything_is_installed(tmp_path: Path):
+    code = (
+        "import shutil, sys, runpy;"
+        "shutil.disk_usage = lambda path: type('Usage', (), {'free': 10**8})();"
+        f"sys.argv = ['install.py', 'run']; runpy.run_path({str(ROOT / 'deploy/install.py')!r},"
+        " run_name='__main__')"
+    )
+    names = {**os.environ, "VENV": str(tmp_path / "venv"), "DATA_DIR": str(tmp_path)}
+    failed = subprocess.run(
+        [sys.executable, "-c", code], env=names, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    said = failed.stdout + failed.stderr
+    assert failed.returncode != 0
+    assert "GB of disk are free" in said
+    assert "Traceback" not in said
