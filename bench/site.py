@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 from uuid import uuid4
 
 import httpx
@@ -155,6 +156,16 @@ class Person:
         assert answer.status_code < 300, answer.text
         return dict(answer.json())
 
+    def form(self, path: str, **fields: str) -> tuple[bytes, bytes]:
+        """The head and the body of the request that a page's form makes."""
+        body = urlencode({"csrfmiddlewaretoken": self.token, **fields})
+        head = [
+            f"POST {path} HTTP/1.1", f"Host: {urlsplit(self.site.url).netloc}",
+            f"Origin: {self.site.url}", f"Cookie: {self.cookies}", "Accept: application/json",
+            "Content-Type: application/x-www-form-urlencoded", f"Content-Length: {len(body)}",
+        ]  # fmt: skip
+        return "\r\n".join([*head, "", ""]).encode(), body.encode()
+
     async def ask(self, text: str) -> str:
         """Start a chat; returns the id of the answer's generation."""
         answer = await self.post("/chats/", text=text, client_id=str(uuid4()))
@@ -165,11 +176,14 @@ class Person:
     async def stop(self, generation: str) -> None:
         await self.post(f"/generations/{generation}/", _method="delete")
 
+    @property
+    def cookies(self) -> str:
+        return "; ".join(f"{name}={value}" for name, value in self.http.cookies.items())
+
     @contextlib.asynccontextmanager
     async def socket(self) -> AsyncIterator[ClientConnection]:
-        cookies = "; ".join(f"{name}={value}" for name, value in self.http.cookies.items())
         address = self.site.url.replace("http", "ws") + "/ws/"
-        headers = {"Cookie": cookies}
+        headers = {"Cookie": self.cookies}
         async with connect(address, additional_headers=headers, origin=self.site.url) as socket:  # type: ignore[arg-type]
             yield socket
 

@@ -11,6 +11,7 @@ from weakref import WeakSet
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 
+from accounts.models import User
 from chats import tail
 from chats.frames import (
     MAX_FRAME_BYTES,
@@ -97,10 +98,13 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
             await self._close(TOO_LARGE)
             return
         frame = parse(text)
-        if await in_database(person_of, self.session_key) != self.user:
+        person, is_visible = await in_database(_authorise, self.session_key, frame)
+        if person != self.user:
             await self._close(SESSION_OVER)
-            return
-        await HANDLERS[type(frame)](self, frame)
+        elif is_visible:
+            await HANDLERS[type(frame)](self, frame)
+        else:
+            await self._refuse(frame)
 
     async def _count_malformed(self, sentence: str) -> None:
         self.malformed += 1
@@ -108,11 +112,13 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
         if self.malformed >= MAX_MALFORMED:
             await self._close(UNSUPPORTED)
 
-    async def watch(self, frame: Watch) -> None:
-        visible = await in_database(_is_visible, Generation, self.user, frame.generation)
-        if not visible:
+    async def _refuse(self, frame: ClientFrame) -> None:
+        if isinstance(frame, Watch):
             await self._error("not_found", "There is no such run.", generation=frame.generation)
-            return
+        elif isinstance(frame, WatchChat):
+            await self._error("not_found", "There is no such chat.", chat=frame.chat)
+
+    async def watch(self, frame: Watch) -> None:
         run = tail.follow_generation(frame.generation, frame.epoch, frame.after)
         await self._watch(frame.generation, run, generation=frame.generation)
 
@@ -120,9 +126,6 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
         self._stop(frame.generation)
 
     async def watch_chat(self, frame: WatchChat) -> None:
-        if not await in_database(_is_visible, Chat, self.user, frame.chat):
-            await self._error("not_found", "There is no such chat.", chat=frame.chat)
-            return
         chat = tail.follow_chat(self.user.pk, frame.chat, frame.version)
         await self._watch(frame.chat, chat, chat=frame.chat)
 
@@ -212,8 +215,16 @@ HANDLERS: dict[type[ClientFrame], Callable[[ChatSocket, Any], Awaitable[None]]] 
 }
 
 
-def _is_visible(model: Any, user: Any, pk: object) -> bool:
-    return bool(model.objects.visible_to(user).filter(pk=pk).exists())
+def _authorise(session_key: str, frame: ClientFrame) -> tuple[User | None, bool]:
+    """Who is asking now, and whether what the frame names is theirs."""
+    person = person_of(session_key)
+    if person is None:
+        return None, False
+    if isinstance(frame, Watch):
+        return person, Generation.objects.visible_to(person).filter(pk=frame.generation).exists()
+    if isinstance(frame, WatchChat):
+        return person, Chat.objects.visible_to(person).filter(pk=frame.chat).exists()
+    return person, True
 
 
 async def close_all(seconds: float = 10.0) -> None:

@@ -1,9 +1,9 @@
 """Conversations people see: a chat is a tree of messages with one leaf shown."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar
 from uuid import UUID
 
 from django.conf import settings
@@ -16,27 +16,9 @@ from accounts.models import User
 from chats import tree
 from chats.querysets import ChatQuerySet, MessageQuerySet, PendingMessageQuerySet
 from chats.refusals import Busy, CannotContinue, ClientIdReused, NoModel
+from chats.repeats import repeatable
 from inference import doorbell
 from inference.models import Generation, Release
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def repeatable(verb: Callable[P, T]) -> Callable[P, T]:
-    """For verbs that first look for the row their client_id has made.
-
-    When an equal send was faster by less than that look, a second try finds its row.
-    """
-
-    @functools.wraps(verb)
-    def tried_twice(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return verb(*args, **kwargs)
-        except IntegrityError:
-            return verb(*args, **kwargs)
-
-    return tried_twice
 
 
 class Chat(models.Model):
@@ -74,18 +56,29 @@ class Chat(models.Model):
 
     # --- asking ---------------------------------------------------------------------------
     @classmethod
-    @repeatable
     def start(cls, user: User, text: str, client_id: UUID) -> "Message":
         """A new chat with its first question; returns the answer that was queued.
 
         The same `client_id` again returns the same answer. Raises ClientIdReused, NoModel.
         """
-        with transaction.atomic():
+        try:
+            return cls._start_anew(user, text, client_id)
+        except IntegrityError:  # most likely the unique client_id: not looked for beforehand
             repeat = Message.objects.sent(user, client_id)
             if repeat is None:
-                return cls.objects.create(user=user)._say(text, client_id, None)
+                raise
         repeat.require_same(role=Message.Role.USER, text=text, parent_id=None)
         return repeat.first_answer()
+
+    @classmethod
+    def _start_anew(cls, user: User, text: str, client_id: UUID) -> "Message":
+        chat = cls(user=user, version=1)
+        with transaction.atomic():
+            # References to rows that follow are checked at the commit.
+            answer = chat.leaf = chat._say(text, client_id, None)
+            chat.save(force_insert=True)
+            chat._ring()
+        return answer
 
     @repeatable
     def ask(
@@ -109,7 +102,7 @@ class Chat(models.Model):
     ) -> "Message | PendingMessage":
         if parent and parent.is_answering:
             return self._hold(text, client_id)
-        return self._say(text, client_id, parent)
+        return self._say_and_show(text, client_id, parent)
 
     def _known(self, client_id: UUID, body: dict[str, Any]) -> "Message | PendingMessage | None":
         sent = Message.objects.sent(self.user_id, client_id)
@@ -121,8 +114,14 @@ class Chat(models.Model):
             raise ClientIdReused
         return held
 
+    def _say_and_show(self, text: str, client_id: UUID, parent: "Message | None") -> "Message":
+        answer = self._say(text, client_id, parent)
+        self.touch(leaf=answer, active_at=timezone.now())
+        return answer
+
     def _say(self, text: str, client_id: UUID, parent: "Message | None") -> "Message":
-        question = Message.objects.create(
+        """Store a question and the answer that is queued for it, which is returned."""
+        question = Message(
             chat=self,
             parent=parent,
             role=Message.Role.USER,
@@ -131,8 +130,8 @@ class Chat(models.Model):
             user_id=self.user_id,
             client_id=client_id,
         )
-        answer = question.answer()
-        self.touch(leaf=answer, active_at=timezone.now())
+        answer = question.prepare_answer()
+        Message.objects.bulk_create([question, answer])
         return answer
 
     def _hold(self, text: str, client_id: UUID) -> "PendingMessage":
@@ -152,7 +151,7 @@ class Chat(models.Model):
             held.delete()
             if Message.objects.sent(self.user_id, held.client_id):
                 return None  # asked in another chat meanwhile: one id, one message
-            return self._say(held.text, held.client_id, self.leaf)
+            return self._say_and_show(held.text, held.client_id, self.leaf)
 
     # --- what is shown --------------------------------------------------------------------
     def show(self, message: "Message") -> None:
@@ -249,8 +248,8 @@ class Message(models.Model):
         """The answer that was made together with this question."""
         return self.children.order_by("id").select_related("chat", "generation")[0]
 
-    def answer(self, client_id: UUID | None = None) -> "Message":
-        """Queue an answer to this question and make the message that will show it."""
+    def prepare_answer(self, client_id: UUID | None = None) -> "Message":
+        """Queue an answer to this question; returns the message that will show it, not stored."""
         from chats.prompt import window
 
         release = Release.objects.serving()
@@ -265,7 +264,7 @@ class Message(models.Model):
             purpose=Generation.Purpose.CHAT,
             branch=str(self.pk),
         )
-        return Message.objects.create(
+        return Message(
             chat=self.chat,
             parent=self,
             role=Message.Role.ASSISTANT,
@@ -283,7 +282,7 @@ class Message(models.Model):
             self.chat.lock()
             repeat = Message.objects.sent(self.user_id, client_id)
             if repeat is None:
-                return self.chat._say(text, client_id, self.parent)
+                return self.chat._say_and_show(text, client_id, self.parent)
         repeat.require_same(text=text, **body)
         return repeat.first_answer()
 
@@ -299,7 +298,8 @@ class Message(models.Model):
             running = self._running_version()
             if running or self.parent is None:
                 return running or self
-            answer = self.parent.answer(client_id)
+            answer = self.parent.prepare_answer(client_id)
+            answer.save(force_insert=True)
             self.chat.touch(leaf=answer, active_at=timezone.now())
         return answer
 

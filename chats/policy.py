@@ -47,9 +47,12 @@ def write(*methods: str) -> Callable[[View], View]:
 
 
 def admit(request: HttpRequest, client_id: UUID) -> None:
-    """Count a send against its limit; the repeat of one that was taken is not counted."""
-    if not _is_known(request, client_id):
+    """Count a send against its limit; the repeat of one that was taken is never refused."""
+    try:
         count(request)
+    except RateLimited:
+        if not _is_known(request, client_id):
+            raise
 
 
 def count(request: HttpRequest) -> None:
@@ -66,9 +69,9 @@ def _is_member(request: HttpRequest) -> bool:
 
 
 def _is_known(request: HttpRequest, client_id: UUID) -> bool:
-    messages = Message.objects.visible_to(request.user).filter(client_id=client_id).values("pk")
-    held = PendingMessage.objects.visible_to(request.user).filter(client_id=client_id)
-    return request.user.is_authenticated and messages.union(held.values("pk")).exists()
+    kinds = (Message.objects, PendingMessage.objects)
+    user = request.user
+    return user.is_authenticated and any(kind.knows(user, client_id) for kind in kinds)
 
 
 def error(status: int, code: str, sentence: str, retry_after: int | None = None) -> JsonResponse:

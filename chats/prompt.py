@@ -20,22 +20,21 @@ class Window:
 
 def window(question: Message, release: Release) -> Window:
     """The end of the conversation up to `question`, in a cost that its length does not change."""
-    if question.parent_id is None:
-        return Window([{"role": question.role, "content": question.text}], 0)
-    kept = _newest(tree.shape(question.pk, MAX_MESSAGES), release.context_tokens)
+    budget = release.context_tokens * CHARACTERS_PER_TOKEN - len(question.text)
+    kept = _newest(tree.shape(question.parent_id, MAX_MESSAGES - 1), budget)
     texts = dict(Message.objects.filter(pk__in=[m.pk for m in kept]).values_list("pk", "text"))
     turns = [{"role": m.role, "content": texts[m.pk]} for m in kept if texts[m.pk]]
-    return Window(turns, kept[0].depth)
+    asked = {"role": question.role, "content": question.text}
+    return Window([*turns, asked], (kept[0] if kept else question).depth)
 
 
-def _newest(line: list[Message], context_tokens: int) -> list[Message]:
-    budget = context_tokens * CHARACTERS_PER_TOKEN
-    start = len(line) - 1  # the question itself always
+def _newest(line: list[Message], budget: int) -> list[Message]:
+    start = len(line)
     for index in range(len(line) - 1, -1, -1):
         budget -= line[index].characters  # type: ignore[attr-defined]  # by tree.shape
         if budget < 0:
             break
         start = index
-    if line[start].role == Message.Role.ASSISTANT:
+    if start < len(line) and line[start].role == Message.Role.ASSISTANT:
         start += 1  # an answer without its question helps nobody
-    return line[min(start, len(line) - 1) :]
+    return line[start:]

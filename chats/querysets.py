@@ -7,6 +7,7 @@ from uuid import UUID
 from django.db import models
 from django.db.models import Q
 
+from chats.repeats import OncePerSend
 from inference.models import Generation
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class ChatQuerySet(models.QuerySet["Chat"]):
         return list(listed.order_by("-active_at", "-id")[:limit])
 
 
-class MessageQuerySet(models.QuerySet["Message"]):
+class MessageQuerySet(OncePerSend, models.QuerySet["Message"]):
     def visible_to(self, user: Any) -> "MessageQuerySet":
         if not user.is_authenticated:
             return self.none()
@@ -46,7 +47,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
         return self.filter(user=user, client_id=client_id).select_related("chat").first()
 
 
-class PendingMessageQuerySet(models.QuerySet["PendingMessage"]):
+class PendingMessageQuerySet(OncePerSend, models.QuerySet["PendingMessage"]):
     def visible_to(self, user: Any) -> "PendingMessageQuerySet":
         if not user.is_authenticated:
             return self.none()

@@ -26,7 +26,11 @@ def person_of(key: str) -> User | None:
     store = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
     session = store(key).load() if key else {}
     user_id = session.get(SESSION_KEY)
-    user = User.objects.filter(pk=user_id, is_active=True).first() if user_id else None
+    user = (
+        User.objects.filter(pk=user_id, is_active=True).only("password").first()
+        if user_id
+        else None
+    )
     if user is None:
         return None
     known = session.get(HASH_SESSION_KEY, "")

@@ -41,10 +41,8 @@ class Row:
 
     @property
     def can_continue(self) -> bool:
-        """As Generation.can_continue, which would read the run's own copy of the text."""
-        run = self.generation
-        whole = run and run.finish_reason in ("end", "context")
-        return bool(run and not run.is_active and self.text and not whole)
+        """As Generation.can_continue, without reading the run's own copy of the text."""
+        return bool(self.generation and self.generation.ended_early and self.text)
 
     @property
     def version_number(self) -> int:

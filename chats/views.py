@@ -63,7 +63,7 @@ def find_chat(request: HttpRequest, chat_id: UUID) -> Chat:
 
 
 def _page(request: HttpRequest, template: str, context: Any, status: int) -> HttpResponse:
-    release = Release.objects.select_related("model").serving()
+    release = Release.objects.serving()
     shared = {
         "release": release,
         "model": release.model if release else None,

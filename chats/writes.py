@@ -172,7 +172,7 @@ def _shown(request: HttpRequest, answer: Message, rows: list[transcript.Row]) ->
     chat = answer.chat
     if not wants_json(request):
         return _see(reverse("chat", args=[chat.pk]), f"#message-{answer.pk}")
-    html = "".join(render_to_string("chats/_message.html", {"row": row}, request) for row in rows)
+    html = render_to_string("chats/_rows.html", {"rows": rows}, request)
     return JsonResponse({**_facts(chat), "message": answer.pk, "html": html})
 
 

@@ -145,6 +145,9 @@ def run(title: str, command: Iterable[str | Path]) -> None:
 
 REASONS = {
     "No space left on device": "The disk is full. Free some space and try again.",
+    "database or disk is full": "The disk is full. Free some space and try again.",
+    "readonly database": "The database in DATA_DIR may only be read. Mend the rights.",
+    "file is not a database": "The database file in DATA_DIR is damaged. Restore a copy of it.",
     "DO NOT MATCH THE HASHES": "A downloaded package is not the one this version was tested "
     "with. Nothing was installed from it.",
     "Temporary failure in name resolution": "The package index cannot be reached. "
@@ -288,7 +291,7 @@ def migrate() -> None:
     stamp = Stamp(DATA_DIR / ".migrated", digest(*inputs, ROOT / "requirements.lock"))
     is_there = (DATA_DIR / "chatsite.sqlite3").exists() and not url
     if not (stamp.is_current() and is_there):
-        call("migrate", "--noinput", "--skip-checks", "-v", "0")
+        run("Preparing the database", manage("migrate", "--noinput", "--skip-checks", "-v", "1"))
         stamp.write()
 
 

@@ -87,13 +87,13 @@ class Drive:
             failpoints.hit("claimed")
             self._tail = await self._adopt()
             if self._cancelled:
-                await self._finish("stopped", "stop_requested")
+                await self._finish("stopped", "stopped")
                 return
             watching = asyncio.create_task(self._watch_for_cancel())
             try:
                 await self._stream(await self._request())
             except EngineError as error:
-                await self._finish("failed", "error", str(error))
+                await self._finish("failed", "failed", str(error))
             finally:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
@@ -225,9 +225,9 @@ class Drive:
     async def _ended(self, buffer: Buffer) -> bool:
         """End the run if it is time to; the first of two racing reasons wins."""
         if self._cancelled:
-            await self._finish("stopped", "stop_requested")
+            await self._finish("stopped", "stopped")
         elif isinstance(buffer.error, EngineError):
-            await self._finish("failed", "error", str(buffer.error))
+            await self._finish("failed", "failed", str(buffer.error))
         elif buffer.last:
             self._usage = buffer.last.usage or self._usage
             await self._finish("done", buffer.last.finish or "end")

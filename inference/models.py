@@ -38,8 +38,13 @@ class Model(models.Model):
 class ReleaseQuerySet(models.QuerySet["Release"]):
     def serving(self) -> "Release | None":
         """What answers people who did not choose: the newest live release of MODEL."""
-        live = self.filter(state=Release.State.LIVE, model__is_enabled=True)
-        return live.filter(model__slug=settings.MODEL).order_by("-version").first()
+        # Raw SQL because every send waits for it: see GenerationQuerySet.claim.
+        live = """
+            SELECT r.* FROM inference_release r JOIN inference_model m ON m.id = r.model_id
+            WHERE m.slug = %s AND m.is_enabled AND r.state = 'live'
+            ORDER BY r.version DESC LIMIT 1
+        """
+        return next(iter(self.raw(live, [settings.MODEL])), None)
 
 
 class Release(models.Model):
@@ -184,6 +189,7 @@ class Generation(models.Model):
     # Results, written once, in the transaction of the terminal event.
     text = models.TextField(blank=True)
     token_ids = models.BinaryField(blank=True, default=b"")
+    # What the engine says of a run that is done (end, stop, length, context), else the status.
     finish_reason = models.CharField(max_length=20, blank=True)
     error = models.CharField(max_length=300, blank=True)
     prompt_tokens = models.PositiveIntegerField(default=0)
@@ -231,14 +237,13 @@ class Generation(models.Model):
         return self.status in self.ACTIVE
 
     @property
-    def is_on_its_last_try(self) -> bool:
-        return self.fruitless_attempts >= self.MAX_FRUITLESS_ATTEMPTS - 1
+    def ended_early(self) -> bool:
+        """Whether it ended before the model was done, with room for more."""
+        return not self.is_active and self.finish_reason not in ("end", "context")
 
     @property
     def can_continue(self) -> bool:
-        """Whether there is text and the model did not end it by itself."""
-        whole = self.finish_reason in ("end", "context")  # or there is no room for more
-        return not self.is_active and bool(self.text) and not whole
+        return self.ended_early and bool(self.text)
 
     @property
     def queue_wait(self) -> timedelta | None:

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet
-from django.db.models.functions import Coalesce, Greatest, Now
+from django.db.models.functions import Greatest, Now
 
 from inference import doorbell
+from inference.database import now_sql
 
 if TYPE_CHECKING:
     from accounts.models import User
     from inference.models import Generation, Release
 
 LEASE = timedelta(seconds=10)
+SKIP_LOCKED = {"sqlite": "", "postgresql": "FOR UPDATE SKIP LOCKED"}
 
 
 class GenerationQuerySet(QuerySet["Generation"]):
@@ -29,10 +31,6 @@ class GenerationQuerySet(QuerySet["Generation"]):
 
     def active(self) -> "GenerationQuerySet":
         return self.filter(status__in=self.model.ACTIVE)
-
-    def claimable(self) -> "GenerationQuerySet":
-        """Nobody's, and not yet tried too often in vain."""
-        return self.unheld().filter(fruitless_attempts__lt=self.model.MAX_FRUITLESS_ATTEMPTS)
 
     def unheld(self) -> "GenerationQuerySet":
         """Queued, or left behind by a worker whose lease ran out."""
@@ -71,7 +69,7 @@ class GenerationQuerySet(QuerySet["Generation"]):
         """
         from inference.models import Prompt
 
-        with transaction.atomic():
+        with transaction.atomic(savepoint=False):
             generation = self.create(
                 user=user, release=release, **{"priority": user.priority, **fields}
             )
@@ -95,35 +93,46 @@ class GenerationQuerySet(QuerySet["Generation"]):
         die again, it is to blame, and nobody else's answer is lost with it.
         """
         with transaction.atomic():
-            candidates = (
-                self.claimable()
-                .filter(release=release)
-                .in_queue_order()
-                .select_related("prompt")
-                .select_for_update(skip_locked=True, of=("self",))[:limit]
-            )
-            return [run for run in _together(candidates, idle) if self._take(run, boot_id)]
+            chosen = _together(self._lock_candidates(release, limit), idle)
+            return self._take(chosen, boot_id) if chosen else []
 
-    def _take(self, run: "Generation", boot_id: UUID) -> bool:
-        """Claim one row, and bring `run` in line with it instead of reading it again."""
-        run.status, run.boot_id = "running", boot_id
-        run.fence += 1
-        run.attempts += 1
-        run.fruitless_attempts += 1
-        taken = (
-            self.claimable()
-            .filter(pk=run.pk, fence=run.fence - 1)
-            .update(
-                status=run.status,
-                fence=run.fence,
-                boot_id=boot_id,
-                lease_until=Now() + LEASE,
-                attempts=run.attempts,
-                fruitless_attempts=run.fruitless_attempts,
-                started_at=Coalesce("started_at", Now()),
-            )
+    def _lock_candidates(self, release: "Release", limit: int) -> list[tuple[Any, bool]]:
+        """Keys of runs that are nobody's, first come first, and whether each is on its last try."""
+        # Raw SQL, here and below: every first token waits for it, and building the same
+        # queries through the ORM took three times as long as running them.
+        most = self.model.MAX_FRUITLESS_ATTEMPTS
+        sql = f"""
+            SELECT id, fruitless_attempts >= {most - 1} FROM inference_generation
+            WHERE release_id = %s AND fruitless_attempts < {most}
+                AND status IN ('queued', 'running')
+                AND (status = 'queued' OR lease_until < {now_sql()})
+            ORDER BY priority, queued_at, id LIMIT %s {SKIP_LOCKED[connection.vendor]}
+        """
+        with connection.cursor() as cursor:
+            cursor.execute(sql, [release.pk, limit])
+            return list(cursor.fetchall())
+
+    def _take(self, keys: list[Any], boot_id: UUID) -> "list[Generation]":
+        """Claim these rows, which this transaction has locked; they come with their prompts."""
+        from inference.models import Prompt
+
+        marks = ", ".join(["%s"] * len(keys))
+        sql = f"""
+            UPDATE inference_generation
+            SET status = 'running', fence = fence + 1, attempts = attempts + 1,
+                fruitless_attempts = fruitless_attempts + 1, boot_id = %s,
+                lease_until = {now_sql(LEASE)}, started_at = COALESCE(started_at, {now_sql()})
+            WHERE id IN ({marks}) RETURNING *
+        """
+        boot_key = self.model._meta.pk.get_db_prep_value(boot_id, connection)
+        runs = sorted(
+            self.raw(sql, [boot_key, *keys]), key=lambda r: (r.priority, r.queued_at, r.pk)
         )
-        return bool(taken)
+        sql = f"SELECT * FROM inference_prompt WHERE generation_id IN ({marks})"
+        prompts = {prompt.pk: prompt for prompt in Prompt.objects.raw(sql, keys)}
+        for run in runs:
+            run.prompt = prompts[run.pk]
+        return runs
 
     def renew(self, fences: dict[UUID, int]) -> set[UUID]:
         """Extend the leases of these runs; returns those still held under the fence given."""
@@ -139,6 +148,7 @@ class GenerationQuerySet(QuerySet["Generation"]):
     def give_back(self, pk: UUID, fence: int) -> bool:
         """Release a run during a drain: anyone may claim it now, and the attempt is not counted."""
         released = self._held(pk, fence).update(
+            fence=F("fence") + 1,
             lease_until=Now() - LEASE,
             attempts=F("attempts") - 1,
             fruitless_attempts=Greatest(F("fruitless_attempts"), 1) - 1,  # 0 after any token
@@ -177,11 +187,11 @@ class GenerationQuerySet(QuerySet["Generation"]):
         Chunk.objects.filter(generation__in=list(ids)).delete()
 
 
-def _together(candidates: "Iterable[Generation]", idle: bool) -> "list[Generation]":
-    """The first candidates that may run side by side; one on its last try only by itself."""
-    chosen: list[Generation] = []
-    for run in candidates:
-        if run.is_on_its_last_try:
-            return chosen or ([run] if idle else [])
-        chosen.append(run)
+def _together(candidates: "Iterable[tuple[Any, bool]]", idle: bool) -> list[Any]:
+    """Keys of the first candidates that may run side by side; one on its last try only alone."""
+    chosen: list[Any] = []
+    for key, is_on_its_last_try in candidates:
+        if is_on_its_last_try:
+            return chosen or ([key] if idle else [])
+        chosen.append(key)
     return chosen

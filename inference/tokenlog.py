@@ -4,6 +4,7 @@
 that every back end must keep is tests/contract/test_tokenlog.py.
 """
 
+import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +18,10 @@ from django.db.models.functions import Now
 from django.utils.module_loading import import_string
 
 from inference import doorbell, failpoints
+from inference.database import now_sql
 
 if TYPE_CHECKING:
     from inference.models import Generation
-
-NOW_SQL = {
-    "sqlite": "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')",
-    "postgresql": "STATEMENT_TIMESTAMP()",
-}
 
 
 class Fenced(Exception):
@@ -139,7 +136,7 @@ class DatabaseLog:
         sql = f"""
             UPDATE inference_generation
             SET log_seq = log_seq + 1, log_characters = log_characters + %s,
-                fruitless_attempts = 0, first_token_at = COALESCE(first_token_at, {self._now()})
+                fruitless_attempts = 0, first_token_at = COALESCE(first_token_at, {now_sql()})
             WHERE id = %s AND fence = %s AND log_seq = %s AND status = 'running'
             RETURNING epoch, log_characters, cancelled_at
         """  # (SQLite 3.40 answers `cancelled_at IS NOT NULL` wrongly in a RETURNING clause)
@@ -164,10 +161,12 @@ class DatabaseLog:
             cursor.execute(sql, values)
 
     def _keep_evaluation(self, evaluation: Sequence[int]) -> None:
-        from inference.models import Prompt
-
-        prompt = Prompt.objects.filter(pk=self.id, evaluation__isnull=True)
-        prompt.update(evaluation=list(evaluation))
+        sql = """
+            UPDATE inference_prompt SET evaluation = %s
+            WHERE generation_id = %s AND evaluation IS NULL
+        """
+        with connection.cursor() as cursor:
+            cursor.execute(sql, [json.dumps(evaluation), self._key()])
 
     def keep_evaluation(self, fence: int, evaluation: Sequence[int]) -> None:
         """Store how the prompt is being evaluated; raises Fenced like append."""
@@ -253,7 +252,3 @@ class DatabaseLog:
         from inference.models import Generation
 
         return Generation._meta.pk.get_db_prep_value(self.id, connection)
-
-    @staticmethod
-    def _now() -> str:
-        return NOW_SQL[connection.vendor]

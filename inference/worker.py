@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -59,6 +60,8 @@ class WorkerProcess:
         await in_database(self._register)
         self._listen_for_the_end()
         await self._load()
+        gc.collect()
+        gc.freeze()  # what is loaded now stays; the collector need not look at it again
         await self._set(state=Worker.State.READY, percent_loaded=100, slots=self._slots())
         running = asyncio.create_task(self._runner.run())
         stopping = asyncio.create_task(self._stop.wait())

@@ -48,6 +48,22 @@ def test_a_second_tab_shows_the_same_live(page: Page, context: BrowserContext) -
     assert body_text(other) == body_text(page)
 
 
+def test_eight_tabs_stream_at_once_from_one_worker(context: BrowserContext) -> None:
+    tabs = [context.new_page() for _ in range(8)]
+    for tab in tabs:
+        start_chat(tab, "count 400 pace=20")
+    for tab in tabs:
+        wait_for_words(tab, "5")
+    for tab in tabs:
+        expect(answer(tab)).to_have_attribute("data-state", "running")
+    before = [len(body_text(tab)) for tab in tabs]
+    tabs[0].wait_for_timeout(1000)
+    assert all(len(body_text(tab)) > length for tab, length in zip(tabs, before, strict=True))
+    for tab in tabs:
+        tab.get_by_role("button", name="Stop").click()
+        wait_for_end(tab)
+
+
 def test_a_second_tab_gets_what_is_asked_in_the_first(page: Page, context: BrowserContext) -> None:
     start_chat(page, "echo one")
     wait_for_end(page)

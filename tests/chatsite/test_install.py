@@ -1,9 +1,12 @@
 """deploy/install.py tells what is wrong in one sentence before anything long begins."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,3 +48,17 @@ def test_too_little_disk_is_told_before_anything_is_installed(tmp_path: Path):
     assert failed.returncode != 0
     assert "GB of disk are free" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ("OperationalError: database or disk is full", "The disk is full."),
+        ("OSError: [Errno 28] No space left on device", "The disk is full."),
+        ("DatabaseError: file is not a database", "is damaged. Restore a copy"),
+        ("line one\nsomething new\n", "“A step” failed: something new"),
+    ],
+)
+def test_what_a_step_failed_of_is_told_in_a_sentence(output: str, sentence: str):
+    explain = runpy.run_path(str(ROOT / "deploy" / "install.py"))["explain"]
+    assert sentence in explain("A step", output)

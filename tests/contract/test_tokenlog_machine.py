@@ -36,6 +36,7 @@ class LogMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.writers: list[Writer] = []
+        self.owner: Writer | None = None
         self.shown = ""
         self.shown_seq = 0
         self.ended: str | None = None
@@ -63,7 +64,8 @@ class LogMachine(RuleBasedStateMachine):
     @rule()
     def somebody_claims(self) -> None:
         for run in Generation.objects.claim(self.run.release, uuid4(), 1):
-            self.writers.append(Writer(run))
+            self.owner = Writer(run)
+            self.writers.append(self.owner)
 
     @precondition(lambda self: self.writers)
     @rule(
@@ -75,7 +77,7 @@ class LogMachine(RuleBasedStateMachine):
     def somebody_appends(self, data: Any, text: str) -> None:
         writer = data.draw(st.sampled_from(self.writers))
         self.token += 1
-        owns = writer is self.writers[-1] and self.ended is None
+        owns = writer is self.owner and self.ended is None
         try:
             self.run.log.append(writer.fence, writer.seq + 1, text, [self.token])
         except Fenced:
@@ -90,11 +92,12 @@ class LogMachine(RuleBasedStateMachine):
     @rule(data=st.data(), kind=st.sampled_from(["done", "failed", "stopped"]))
     def somebody_finishes(self, data: Any, kind: str) -> None:
         writer = data.draw(st.sampled_from(self.writers))
-        owns = writer is self.writers[-1] and self.ended is None
+        owns = writer is self.owner and self.ended is None
         try:
             self.run.log.finish(
                 writer.fence, writer.seq + 1, kind,
-                text=writer.text, token_ids=pack(writer.ids), completion_tokens=len(writer.ids),
+                text=writer.text, token_ids=pack(writer.ids),
+                completion_tokens=len(writer.ids) - self.row().inherited_tokens,
             )  # fmt: skip
         except Fenced:
             assert not owns
@@ -102,12 +105,50 @@ class LogMachine(RuleBasedStateMachine):
         assert owns
         self.ended = kind
 
+    @precondition(lambda self: self.writers)
+    @rule(data=st.data())
+    def somebody_renews(self, data: Any) -> None:
+        writer = data.draw(st.sampled_from(self.writers))
+        owns = writer is self.owner and self.ended is None
+        held = Generation.objects.renew({self.run.pk: writer.fence})
+        assert held == ({self.run.pk} if owns else set())
+        assert self.is_held() or not owns
+
+    @precondition(lambda self: self.writers)
+    @rule(data=st.data())
+    def somebody_gives_back(self, data: Any) -> None:
+        writer = data.draw(st.sampled_from(self.writers))
+        owns = writer is self.owner and self.ended is None
+        tries = self.row().fruitless_attempts
+        assert Generation.objects.give_back(self.run.pk, writer.fence) == owns
+        assert self.row().fruitless_attempts == (max(tries - 1, 0) if owns else tries)
+        if owns:
+            assert not self.is_held()
+            self.owner = None
+
+    @precondition(lambda self: self.ended and self.row().text)
+    @rule()
+    def the_person_lengthens(self) -> None:
+        ended, self.run = self.row(), Generation.objects.enqueue(
+            user=self.run.user, release=self.run.release, messages=[], lengthens=self.row()
+        )  # fmt: skip
+        assert self.run.log.text() == ended.text
+        self.writers, self.owner, self.ended, self.shown, self.shown_seq = [], None, None, "", 0
+
+    def is_held(self) -> bool:
+        """Whether a worker that may be alive has the run."""
+        held = Generation.objects.filter(status="running", lease_until__gt=Now())
+        return held.filter(pk=self.run.pk).exists()
+
     @rule()
     def the_person_stops(self) -> None:
-        before = self.row()
+        was_held = self.is_held()
         self.run.cancel()
-        if self.ended is None and not self.row().is_active:
-            assert not before.lease_until or before.status == "running"
+        if was_held:
+            assert self.row().status == "running"  # its worker hears of it
+            assert self.row().cancelled_at
+        elif self.ended is None:
+            assert self.row().status == "stopped"
             self.ended = "stopped"
 
     @rule()
@@ -143,7 +184,8 @@ class LogMachine(RuleBasedStateMachine):
             assert row.status == self.ended
             assert row.text == row.log.text()
             tokens = sum(len(bytes(c.token_ids)) // 4 for c in row.chunks.all())
-            assert row.completion_tokens == tokens == len(bytes(row.token_ids)) // 4
+            assert tokens == len(bytes(row.token_ids)) // 4
+            assert row.completion_tokens == tokens - row.inherited_tokens
 
 
 @pytest.mark.django_db

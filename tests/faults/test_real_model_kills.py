@@ -40,7 +40,7 @@ def test_fifty_seeded_kills_at_random_tokens_change_no_byte(
     """50 kills on SQLite, 8 on PostgreSQL; each interrupts up to four answers."""
     kills, answers = (50, 16) if ON_SQLITE else (8, 6)
     worker = real_workers.start()
-    undisturbed = [r.read_to_the_end(180) for r in ask_all(alice, real_release, answers)]
+    undisturbed = [r.result(180) for r in ask_all(alice, real_release, answers)]
     draw = random.Random(7)
     readers = ask_all(alice, real_release, answers)
     done = 0
@@ -56,13 +56,13 @@ def test_fifty_seeded_kills_at_random_tokens_change_no_byte(
         for reader in readers:
             reader.look()
     for number, reader in enumerate(readers):
-        assert reader.read_to_the_end(180) == undisturbed[number % answers]
+        assert reader.result(180) == undisturbed[number % answers]
         assert reader.kind == "done"
     assert Generation.objects.filter(attempts__gt=1).count() >= answers // 2
 
 
 def _more(
-    readers: list[Recorder], undisturbed: list[str], user: User, release: Release
+    readers: list[Recorder], undisturbed: list[tuple[str, bytes]], user: User, release: Release
 ) -> list[Recorder]:
     more = ask_all(user, release, len(undisturbed))
     readers.extend(more)
@@ -76,7 +76,7 @@ def test_a_second_turn_that_reused_the_first_survives_a_kill_byte_for_byte(
     first_turn = {"role": "user", "content": "Name three animals and three plants."}
     parameters = {"temperature": 0.7, "seed": 3, "max_tokens": 48}
 
-    def two_turns(kill: bool) -> str:
+    def two_turns(kill: bool) -> tuple[str, bytes]:
         worker = real_workers.start()
         opening = Generation.objects.enqueue(
             user=alice, release=real_release, messages=[first_turn], parameters=parameters
@@ -96,10 +96,10 @@ def test_a_second_turn_that_reused_the_first_survives_a_kill_byte_for_byte(
         if kill:
             worker.kill()
             worker = real_workers.start()
-        text = reader.read_to_the_end(120)
+        result = reader.result(120)
         evaluation = Generation.objects.get(pk=reader.run.pk).prompt.evaluation
         assert any(piece < 0 for piece in evaluation or ()), "the first answer was not reused"
         worker.kill()
-        return text
+        return result
 
     assert two_turns(kill=True) == two_turns(kill=False)

@@ -132,6 +132,12 @@ class Recorder:
         self.check_the_end()
         return self.text
 
+    def result(self, seconds: float = 60) -> tuple[str, bytes]:
+        """The final text and the ids of its tokens."""
+        return self.read_to_the_end(seconds), bytes(
+            Generation.objects.get(pk=self.run.pk).token_ids
+        )
+
     def check_the_end(self) -> None:
         """Database text = displayed text = log text; usage = tokens logged."""
         run = Generation.objects.get(pk=self.run.pk)
