@@ -1,8 +1,10 @@
-#!/usr/bin/env python
-"""Django's command-line entry point."""
+#!/usr/bin/env python3
+"""Django's command-line entry point; uses the environment that `make run` has made."""
 
 import os
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 
 def main() -> None:
@@ -10,9 +12,20 @@ def main() -> None:
     # machine slow token generation by an order of magnitude (docs/architecture.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chatsite.settings")
+    if find_spec("django") is None:
+        _go_to_the_environment()
     from django.core.management import execute_from_command_line
 
     execute_from_command_line(sys.argv)
+
+
+def _go_to_the_environment() -> None:
+    """Start again with the Python that has the packages."""
+    here = Path(__file__).resolve().parent
+    python = Path(os.environ.get("VENV", here / ".venv")) / "bin" / "python"
+    if not python.exists() or Path(sys.prefix) == python.parent.parent:
+        raise SystemExit("Chatsite is not installed here yet. Run: make run")
+    os.execv(python, [str(python), *sys.argv])
 
 
 if __name__ == "__main__":

@@ -77,14 +77,7 @@ class PersonAdmin(UserAdmin):
 
 @admin.register(Tier)
 class TierAdmin(admin.ModelAdmin):
-    list_display = (
-        "slug",
-        "name",
-        "priority",
-        "requests_per_minute",
-        "tokens_per_minute",
-        "concurrent_runs",
-        "context_tokens",
-    )
+    # The limits are kept for the fair queue, which does not enforce them yet.
+    list_display = fields = ("slug", "name", "priority")
     search_fields = ("slug", "name")
     prepopulated_fields: ClassVar = {"slug": ("name",)}

@@ -22,6 +22,9 @@ TALK = re.compile(
     re.IGNORECASE,
 )
 EMPTY_WORDS = frozenset("the and for you your with from how what why this that not are".split())
+EXAMPLE_QUESTION = "How do I keep basil alive on a window sill in winter?"
+EXAMPLE_TITLE = "Growing Basil in Winter"
+EXAMPLE_WORDS = frozenset("grow growing basil winter window sill".split())
 LABEL = re.compile(r"^\W*title\s*:", re.IGNORECASE)
 DECORATION = re.compile(r"^[\s#>*_`\"'“”‘’«»\-–—:.]+|[\s*_`\"'“”‘’«».,:;]+$")
 
@@ -52,8 +55,8 @@ def prompt(question: str) -> list[dict[str, str]]:
     """One worked example is worth more to a small model than any rule."""
     ask = "Give a title of two to five words for this message:\n\n"
     return [
-        {"role": "user", "content": f"{ask}How do I keep basil alive on a window sill in winter?"},
-        {"role": "assistant", "content": "Growing Basil in Winter"},
+        {"role": "user", "content": f"{ask}{EXAMPLE_QUESTION}"},
+        {"role": "assistant", "content": EXAMPLE_TITLE},
         {"role": "user", "content": f"{ask}{question[:SEEN_CHARACTERS]}"},
     ]
 
@@ -84,7 +87,8 @@ def is_about(title: str, question: str) -> bool:
     """Whether they share a word: a small model at a loss repeats the worked example."""
     words = set(re.findall(r"\w{3,}|[^\W\x00-\x7f]{2,}", title.casefold())) - EMPTY_WORDS
     # Beginnings, so that "find" and "finding" are one; two characters say enough in Chinese.
-    return any(word[: 4 if word.isascii() else 2] in question.casefold() for word in words)
+    shared = {word for word in words if word[: 4 if word.isascii() else 2] in question.casefold()}
+    return bool(shared) and not (words - shared) & EXAMPLE_WORDS
 
 
 def shortened(question: str) -> str:

@@ -64,7 +64,7 @@ def model_file(**_: Any) -> Sequence[CheckMessage]:
     file = settings.MODELS_DIR / entry.file_name
     if not entry.source:
         return []
-    hint = _hint(f"Run: manage.py models pull {entry.slug}", "model")
+    hint = _hint(f"Run: ./manage.py models pull {entry.slug}", "model")
     if not file.exists():
         message = f"The model file {entry.file_name} is not in {settings.MODELS_DIR}."
         return [Advice(message, hint=hint, id="chatsite.W004")]

@@ -50,7 +50,7 @@ def database_answers() -> None:
 def migrations_are_applied() -> None:
     if not _is_migrated():
         _is_migrated.cache_clear()
-        raise NotReady("migrations are waiting: run manage.py migrate")
+        raise NotReady("migrations are waiting: run ./manage.py migrate")
 
 
 @cache

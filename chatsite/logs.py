@@ -16,5 +16,11 @@ class OneLine(logging.Formatter):
         )
         return super().formatMessage(record)
 
+    def format(self, record: logging.LogRecord) -> str:
+        # Somebody asked by a name that is not this site's: a line says it all.
+        if record.name == "django.security.DisallowedHost":
+            record.exc_info = record.exc_text = None
+        return super().format(record)
+
     def formatException(self, ei: "logging._SysExcInfoType") -> str:  # noqa: N802
         return "\n".join(f"    {line}" for line in super().formatException(ei).splitlines())

@@ -2,38 +2,23 @@
 
 import os
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import dj_database_url
 from csp.constants import NONCE, NONE, SELF
 
+from chatsite.environment import (
+    env_bool,
+    env_database,
+    env_float,
+    env_int,
+    env_level,
+    env_list,
+    env_rate,
+    env_time_zone,
+)
 from chatsite.secret import load_or_create_secret
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-
-
-def env_list(name: str, default: str = "") -> list[str]:
-    return [part.strip() for part in os.environ.get(name, default).split(",") if part.strip()]
-
-
-def env_bool(name: str, default: bool = False) -> bool:
-    return os.environ.get(name, "1" if default else "0").lower() in {"1", "true", "yes", "on"}
-
-
-def env_int(name: str, default: int) -> int:
-    value = env_float(name, default)
-    return int(value) if value.is_integer() else _refuse(name, "a whole number")
-
-
-def env_float(name: str, default: float) -> float:
-    try:
-        return float(os.environ.get(name) or default)
-    except ValueError:
-        return _refuse(name, "a number")
-
-
-def _refuse(name: str, what: str) -> NoReturn:
-    raise SystemExit(f"{name} must be {what}, not “{os.environ.get(name)}”: see docs/settings.md.")
 
 
 def data_folder() -> Path:
@@ -43,18 +28,30 @@ def data_folder() -> Path:
         if folder.stat().st_uid == os.getuid():
             folder.chmod(0o700)  # sessions and chats are in there
     except OSError as error:
-        raise SystemExit(
-            f"The data folder {folder} cannot be made ({error.strerror}). "
-            "Name another one in DATA_DIR."
-        ) from None
+        raise unusable(folder, error) from None
     return folder
+
+
+def unusable(folder: Path, error: OSError) -> SystemExit:
+    return SystemExit(
+        f"The data folder {folder} cannot be used ({error.strerror}). "
+        "Change its owner, or name another one in DATA_DIR."
+    )
+
+
+def secret_key() -> str:
+    """The one given, else this installation's own."""
+    try:
+        return os.environ.get("SECRET_KEY") or load_or_create_secret(DATA_DIR / "secret_key")
+    except OSError as error:
+        raise unusable(DATA_DIR, error) from None
 
 
 DATA_DIR = data_folder()
 HOST = os.environ.get("HOST", "127.0.0.1")
-PORT = env_int("PORT", 8000)
+PORT = env_int("PORT", 8000, 1, 65535)
 DEBUG = env_bool("DEBUG")
-SECRET_KEY = os.environ.get("SECRET_KEY") or load_or_create_secret(DATA_DIR / "secret_key")
+SECRET_KEY = secret_key()
 ALLOWED_HOSTS = env_list("ALLOWED_HOSTS", f"localhost,127.0.0.1,[::1],{HOST}")
 CSRF_TRUSTED_ORIGINS = env_list("CSRF_TRUSTED_ORIGINS")
 HTTPS = env_bool("HTTPS")
@@ -62,13 +59,14 @@ HTTPS = env_bool("HTTPS")
 # --- models and workers -------------------------------------------------------------------
 MODEL = os.environ.get("MODEL", "smollm2-135m-instruct")
 MODELS_DIR = Path(os.environ.get("MODELS_DIR", DATA_DIR / "models")).resolve()
-CONTEXT_TOKENS = env_int("CONTEXT_TOKENS", 4096)
-WORKER_SLOTS = env_int("WORKER_SLOTS", 8)
-WORKER_THREADS = env_int("WORKER_THREADS", 0)  # 0: measured at start
-MAX_ANSWER_TOKENS = env_int("MAX_ANSWER_TOKENS", 1024)
-MAX_MESSAGE_CHARACTERS = env_int("MAX_MESSAGE_CHARACTERS", 32000)
+CONTEXT_TOKENS = env_int("CONTEXT_TOKENS", 4096, 256)
+WORKER_SLOTS = env_int("WORKER_SLOTS", 8, 1, 64)
+WORKER_THREADS = env_int("WORKER_THREADS", 0, 0, 512)  # 0: measured at start
+MAX_ANSWER_TOKENS = env_int("MAX_ANSWER_TOKENS", 1024, 1)
+MAX_MESSAGE_CHARACTERS = env_int("MAX_MESSAGE_CHARACTERS", 32000, 1, 500_000)
 GENERATION_FINISHED = "chats.answers.settle"  # called inside the finishing transaction
-LOG_RETENTION_SECONDS = env_int("LOG_RETENTION_SECONDS", 900)
+LOG_RETENTION_SECONDS = env_int("LOG_RETENTION_SECONDS", 900, 60)
+DELETED_CHATS_DAYS = env_int("DELETED_CHATS_DAYS", 30)
 DRAIN_SECONDS = env_float("DRAIN_SECONDS", 5)
 SIMULATED_TOKENS_PER_SECOND = env_float("SIMULATED_TOKENS_PER_SECOND", 50)
 SIMULATED_LOAD_SECONDS = env_float("SIMULATED_LOAD_SECONDS", 0)
@@ -76,11 +74,11 @@ ADMIN_SEES_MESSAGES = env_bool("ADMIN_SEES_MESSAGES")
 
 # --- limits for form views (django-ratelimit) ---------------------------------------------
 RATE_LIMITS = {
-    "login": os.environ.get("RATE_LIMIT_LOGIN", "10/15m"),  # per account name and address
-    "login_address": os.environ.get("RATE_LIMIT_LOGIN_ADDRESS", "100/15m"),
-    "signup": os.environ.get("RATE_LIMIT_SIGNUP", "10/h"),
-    "send": os.environ.get("RATE_LIMIT_SEND", "30/m"),
-    "send_address": os.environ.get("RATE_LIMIT_SEND_ADDRESS", "120/m"),  # guests together
+    "login": env_rate("RATE_LIMIT_LOGIN", "10/15m"),  # per account name and address
+    "login_address": env_rate("RATE_LIMIT_LOGIN_ADDRESS", "100/15m"),
+    "signup": env_rate("RATE_LIMIT_SIGNUP", "10/h"),
+    "send": env_rate("RATE_LIMIT_SEND", "30/m"),
+    "send_address": env_rate("RATE_LIMIT_SEND_ADDRESS", "120/m"),  # guests together
 }
 TRUSTED_PROXIES = env_list("TRUSTED_PROXIES")  # addresses, networks, "unix"
 
@@ -140,8 +138,7 @@ TEMPLATES: list[dict[str, Any]] = [
 
 def database() -> dict[str, Any]:
     """SQLite in DATA_DIR unless DATABASE_URL names another database."""
-    url = os.environ.get("DATABASE_URL") or f"sqlite:///{DATA_DIR / 'chatsite.sqlite3'}"
-    config: dict[str, Any] = {**dj_database_url.parse(url)}
+    config = env_database("DATABASE_URL", f"sqlite:///{DATA_DIR / 'chatsite.sqlite3'}")
     if config["ENGINE"].endswith("sqlite3"):
         config["OPTIONS"] = {
             "transaction_mode": "IMMEDIATE",
@@ -183,7 +180,7 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 
 LANGUAGE_CODE = "en"
-TIME_ZONE = os.environ.get("TIME_ZONE", "UTC")
+TIME_ZONE = env_time_zone("TIME_ZONE", "UTC")
 USE_TZ = True
 
 STATIC_URL = "/static/"
@@ -251,7 +248,7 @@ LOGGING = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": "WARNING"},
     "loggers": {
-        name: {"level": os.environ.get("LOG_LEVEL", "INFO")}
+        name: {"level": env_level("LOG_LEVEL", "INFO")}
         for name in ("chatsite", "accounts", "inference", "chats")
     }
     | {"django": {"handlers": [], "level": "WARNING", "propagate": True}},

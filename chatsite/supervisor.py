@@ -4,6 +4,8 @@ If this process dies without a word (kill -9), both children see the end of the 
 and end by themselves; the lock on the data goes with the last of them.
 """
 
+import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -14,19 +16,26 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 from django.conf import settings
+from django.contrib.sessions.backends.db import SessionStore
 from django.db import Error as DatabaseError
 from django.db import connection
 
+from chats.purge import purge_deleted
 from inference.management.commands.worker import EXIT_UNUSABLE
 from inference.models import Generation, Worker
 
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 25.0
+HOUSE_SECONDS = 3600.0
+VERIFY = "./manage.py models verify"
 RESTART_PAUSE = 1.0  # before another start of something that did not live ten seconds
 BASE = Path(settings.BASE_DIR)
 ANY_ADDRESS = {"0.0.0.0", "::", ""}  # noqa: S104 (recognised here, not bound to)
@@ -43,16 +52,51 @@ def take_lock() -> int:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        address = os.read(descriptor, 200).decode() or "another address"
-        os.close(descriptor)
-        raise CannotServe(
-            f"Chatsite is already running on this data, at {address}. "
-            "Use that one, stop it, or start with another DATA_DIR."
-        ) from None
+        _wait_for_an_earlier_run(descriptor)
     os.truncate(descriptor, 0)
     os.pwrite(descriptor, address_to_show().encode(), 0)
     os.set_inheritable(descriptor, True)
     return descriptor
+
+
+def _wait_for_an_earlier_run(descriptor: int) -> None:
+    """Its supervisor may be dead and its worker still draining. Raises CannotServe if it lives."""
+    address = os.pread(descriptor, 200, 0).decode()
+    deadline = time.monotonic() + settings.DRAIN_SECONDS + GRACE_SECONDS
+    log.info("Another run holds this data; waiting in case it is about to end.")
+    while time.monotonic() < deadline and not _is_serving(address):
+        time.sleep(0.2)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+    os.close(descriptor)
+    raise CannotServe(
+        f"Chatsite is already running on this data, at {address or 'another address'}. "
+        "Use that one, stop it, or start with another DATA_DIR."
+    )
+
+
+def _is_serving(address: str) -> bool:
+    """Whether a site answers there and is neither ending nor still loading."""
+    where = urlsplit(address)
+    client = HTTPConnection(where.hostname or "", where.port or 0, timeout=1)
+    try:
+        client.request("GET", "/readyz")
+        return client.getresponse().status != HTTPStatus.SERVICE_UNAVAILABLE
+    except (OSError, HTTPException):
+        return False
+    finally:
+        client.close()
+
+
+def is_listening(address: str) -> bool:
+    """Whether somebody takes connections at the address of a site."""
+    where = urlsplit(address)
+    try:
+        socket.create_connection((where.hostname or "", where.port or 0), timeout=1).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def address_to_show() -> str:
@@ -67,11 +111,12 @@ def check_port() -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.HOST, settings.PORT))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or "there is no such port"
+        except OSError as error:
+            is_taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+            cure = "another port: PORT=8001 make run" if is_taken else "another HOST"
             raise CannotServe(
-                f"Cannot listen on {settings.HOST}:{settings.PORT} ({reason}). "
-                "Choose another port: PORT=8001 make run"
+                f"Cannot listen on {settings.HOST}:{settings.PORT} ({error.strerror}). "
+                f"Choose {cure}"
             ) from error
 
 
@@ -105,6 +150,10 @@ class Supervisor:
     stopping: bool = False
     ever_ready: bool = False
     failure: str = ""
+    on_ready: Callable[[], None] = lambda: None
+    is_ready: bool = False
+    looked_at: float = 0.0
+    house_kept_at: float = field(default_factory=time.monotonic)
 
     def run(self) -> None:
         """Supervise until SIGTERM or Ctrl-C. Raises CannotServe when a child cannot live."""
@@ -119,11 +168,36 @@ class Supervisor:
         while not self.stopping:
             for child in children:
                 child.ensure()
+            self._keep_house()
+            self._tell_when_ready()
             time.sleep(0.05)
         self._end(children)
         os.close(writer)
         if self.failure:
             raise CannotServe(self.failure)
+
+    def _tell_when_ready(self) -> None:
+        if not self.is_ready and time.monotonic() > self.looked_at + 0.25:
+            self.looked_at = time.monotonic()
+            ready = Worker.objects.filter(boot_id=self.boot_id, state=Worker.State.READY)
+            with contextlib.suppress(DatabaseError):
+                self.is_ready = is_listening(address_to_show()) and ready.exists()
+            if self.is_ready:
+                connection.close()
+                self.on_ready()
+
+    def _keep_house(self) -> None:
+        """Once an hour: what was deleted long ago, and sessions that have expired."""
+        if time.monotonic() < self.house_kept_at + HOUSE_SECONDS:
+            return
+        self.house_kept_at = time.monotonic()
+        try:
+            purge_deleted()
+            SessionStore.clear_expired()
+        except DatabaseError:
+            log.exception("Housekeeping failed; trying again in an hour.")
+        finally:
+            connection.close()
 
     def _stop(self, number: int, frame: object) -> None:
         self.stopping = True
@@ -168,7 +242,9 @@ class Supervisor:
     def _worker_died(self, code: int) -> None:
         self._bury(self.boot_id)
         if code == EXIT_UNUSABLE and not self.ever_ready:
-            self.failure = "The model could not be loaded (see above). Run: manage.py models verify"
+            self.failure = (
+                "The model could not be loaded (see above). Run: ./manage.py models verify"
+            )
             self.stopping = True
 
     def _end(self, children: list[Child]) -> None:

@@ -6,6 +6,9 @@ from django.urls import URLPattern, URLResolver, include, path
 from accounts.views import admin_log_in
 from chatsite import health
 
+admin.site.site_header = admin.site.site_title = "Chatsite"
+admin.site.index_title = "Administration"
+
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", include("chats.urls")),
     path("accounts/", include("accounts.urls")),

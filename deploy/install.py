@@ -188,6 +188,17 @@ def check_machine() -> None:
         )
 
 
+def check_settings() -> None:
+    """What would otherwise be refused only after a long compile."""
+    sys.path.insert(0, str(ROOT))
+    from chatsite.environment import env_int
+
+    env_int("PORT", 8000, 1, 65535)
+    DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.access(DATA_DIR, os.W_OK | os.X_OK):
+        raise Problem(f"The data folder {DATA_DIR} cannot be written to. Name another in DATA_DIR.")
+
+
 def create_venv() -> None:
     stamp = Stamp(VENV / ".stamps" / "python", sys.version)
     if stamp.is_current() and VENV_PYTHON.exists():
@@ -271,7 +282,6 @@ def collect_static() -> None:
 
 def fetch_model() -> None:
     """The model file, if the chosen model has one and it is not there yet."""
-    sys.path.insert(0, str(ROOT))
     from inference.catalogue import CATALOGUE
 
     entry = CATALOGUE.get(MODEL)
@@ -313,6 +323,7 @@ def serve() -> None:
 
 def prepare(dev: bool) -> None:
     steps: list[Callable[[], None]] = [
+        check_settings,
         create_venv,
         lambda: install_packages(dev),
         install_assets,

@@ -33,12 +33,12 @@ def verify(entry: Entry, folder: Path, advance: Advance = lambda done, total: No
     path = path_of(entry, folder)
     if not path.exists():
         raise ModelFileError(
-            f"{path} is missing. Fetch it with: manage.py models pull {entry.slug}"
+            f"{path} is missing. Fetch it with: ./manage.py models pull {entry.slug}"
         )
     if path.stat().st_size != entry.file_bytes or _sha256(path, advance) != entry.file_sha256:
         raise ModelFileError(
             f"{path} is damaged: it is not the file of {entry.slug}. Delete it and fetch it "
-            f"again with: manage.py models pull {entry.slug}"
+            f"again with: ./manage.py models pull {entry.slug}"
         )
 
 

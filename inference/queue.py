@@ -177,6 +177,15 @@ class GenerationQuerySet(QuerySet["Generation"]):
         ahead = Q(priority__lt=run.priority) | Q(priority=run.priority, queued_at__lt=queued_at)
         return self.filter(ahead, release_id=run.release_id, status="queued").count() + 1
 
+    def forget(self) -> None:
+        """Blank what was asked and answered; what it took and cost stays."""
+        from inference.models import Chunk, Prompt
+
+        ended = self.exclude(status__in=self.model.ACTIVE)
+        for kind in (Chunk, Prompt):
+            kind.objects.filter(generation__in=ended.values("pk")).delete()
+        ended.update(text="", token_ids=b"", error="")
+
     def expire_logs(self) -> None:
         """Drop the events of runs that ended a while ago; their text is on the row itself."""
         from inference.models import Chunk

@@ -37,6 +37,10 @@ class Runner:
         self._expired_at = 0.0
         self._bell: doorbell.Bell | None = None
 
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._drives)
+
     async def run(self) -> None:
         """Claim and drive until `drain` is called."""
         housekeeping = asyncio.create_task(self._keep_house())

@@ -111,7 +111,8 @@ class WorkerProcess:
     def _asked_to_stop(self) -> None:
         if self._stop.is_set():
             os._exit(1)  # asked twice: leave at once; the log makes that safe
-        log.info("Draining: answers under way go on for up to %s s.", settings.DRAIN_SECONDS)
+        if self._runner.is_busy:
+            log.info("Draining: answers under way go on for up to %s s.", settings.DRAIN_SECONDS)
         self._stop.set()
 
     def _lifeline_ended(self, descriptor: int) -> None:

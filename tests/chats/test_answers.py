@@ -126,6 +126,8 @@ def test_titles_are_at_most_sixty_characters():
         ("Finding Words", "Find the longest word", True),
         ("The Basil Plant", "What is the time?", False),
         ("Tea", "what is tea?", True),
+        ("Fruits for Basil", "Name three fruits", False),
+        ("Basil in Winter", "Does basil survive winter?", True),
         ("绿茶简介", "什么是绿茶？", True),
         ("", "Hi", False),
     ],

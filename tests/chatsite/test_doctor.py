@@ -52,12 +52,22 @@ def test_an_unknown_model_is_named_with_the_known_ones(healthy, settings):
     assert "simulated" in report
 
 
-def test_a_taken_port_is_told_but_fails_nothing(healthy, settings):
+def test_a_port_where_a_site_answers_is_told_and_fails_nothing(healthy, settings):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings.PORT = taken.getsockname()[1]
         report, code = consult()
     assert code == 0
+    assert f"Port {settings.PORT} on {settings.HOST}: a site is running there" in report
+
+
+def test_a_port_that_cannot_be_had_is_told_but_fails_nothing(healthy, settings):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        settings.PORT = taken.getsockname()[1]
+        report, code = consult()
+    assert code == 0
     assert f"- Port {settings.PORT}" in report
+    assert "Choose another port" in report
 
 
 def test_waiting_migrations_fail(healthy, monkeypatch):

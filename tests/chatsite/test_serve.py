@@ -164,7 +164,7 @@ def test_a_taken_port_is_one_sentence_and_what_to_do(tmp_path: Path, database: P
 
 def test_a_database_without_its_tables_is_one_sentence(tmp_path: Path):
     failed = Site(tmp_path, "simulated").manage("serve")
-    assert "Run: manage.py migrate" in failed.stderr
+    assert "Run: ./manage.py migrate" in failed.stderr
     assert "Traceback" not in failed.stderr
 
 
@@ -174,6 +174,60 @@ def test_a_missing_model_says_how_to_fetch_it(tmp_path: Path, database: Path):
     failed = site.manage("serve")
     assert "models pull smollm2-135m-instruct" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "abc"),
+        ("PORT", "70000"),
+        ("WORKER_SLOTS", "0"),
+        ("CONTEXT_TOKENS", "-5"),
+        ("DRAIN_SECONDS", "nan"),
+        ("RATE_LIMIT_SEND", "foo"),
+        ("TIME_ZONE", "Mars"),
+        ("LOG_LEVEL", "loud"),
+        ("HTTPS", "maybe"),
+        ("DATABASE_URL", "mysql://me:secret@host/name"),
+    ],
+)
+def test_a_setting_out_of_range_is_named_in_one_sentence(tmp_path: Path, name: str, value: str):
+    refused = Site(tmp_path, "simulated")
+    refused.environment[name] = value
+    failed = refused.manage("check")
+    assert failed.returncode == 1
+    assert f"{name} must be " in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert "secret" not in failed.stderr
+
+
+def test_a_data_folder_that_may_not_be_written_is_one_sentence(tmp_path: Path):
+    folder = tmp_path / "file"
+    folder.write_text("")  # tests may run as root, whom no mode stops
+    failed = Site(tmp_path, "simulated", DATA_DIR=str(folder)).manage("doctor")
+    assert failed.returncode == 1
+    assert f"The data folder {folder} cannot be used" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_retired_model_is_told_and_put_live_again(tmp_path: Path, database: Path):
+    site = installed(tmp_path, database)
+    site.manage("models", "pull", "simulated")
+    retire = "from inference.models import Release; Release.objects.update(state='retired')"
+    assert site.manage("shell", "-c", retire).returncode == 0
+    failed = site.manage("serve")
+    assert "Every release is retired. Run: ./manage.py models promote simulated" in failed.stderr
+    assert "is live" in site.manage("models", "promote", "simulated").stdout
+    assert site.manage("generate", "count 2").stdout.startswith("1 2")
+
+
+def test_a_start_while_a_killed_site_still_drains_waits_for_it(site: Site):
+    assert site.process
+    worker = site.pid_of("worker")
+    site.process.kill()
+    site.process.wait(10)
+    site.start()
+    assert not is_running(worker)
 
 
 def test_a_model_nobody_knows_is_named_with_those_that_are_known(tmp_path: Path, database: Path):

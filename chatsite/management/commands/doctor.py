@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import shutil
-import socket
 import sqlite3
 import sys
 from argparse import ArgumentParser
@@ -18,6 +17,7 @@ from django.db import DatabaseError, connection
 
 from chatsite import health
 from chatsite.finders import NpmFinder
+from chatsite.supervisor import CannotServe, address_to_show, check_port, is_listening
 from inference.catalogue import CATALOGUE
 from inference.model_files import ModelFileError, verify
 
@@ -104,16 +104,14 @@ def llama_cpp() -> Finding:
 
 def port() -> Finding:
     """A taken port is what a running site looks like too, so it fails nothing."""
-    host, number = settings.HOST, settings.PORT
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, number))
-        except OSError as error:
-            problem = f"{error.strerror}; if it is not this site, choose another in PORT"
-            return Finding(f"Port {number} on {host}", problem, is_optional=True)
-    return Finding(f"Port {number} on {host} is free")
+    what = f"Port {settings.PORT} on {settings.HOST}"
+    try:
+        check_port()
+    except CannotServe as error:
+        if is_listening(address_to_show()):
+            return Finding(f"{what}: a site is running there")
+        return Finding(what, str(error), is_optional=True)
+    return Finding(f"{what} is free")
 
 
 def assets() -> Finding:

@@ -9,6 +9,7 @@ from django.db.migrations.executor import MigrationExecutor
 
 from chatsite.supervisor import CannotServe, Supervisor, address_to_show, check_port, take_lock
 from inference.catalogue import CATALOGUE, register
+from inference.management.commands.worker import served_release
 from inference.models import Release
 
 
@@ -22,9 +23,8 @@ class Command(BaseCommand):
             check_database()
             check_model()
             connection.close()
-            self.stdout.write(f"Chatsite is starting at {address_to_show()} (Ctrl-C stops it)")
-            self.stdout.flush()
-            Supervisor(lock).run()
+            self._say(f"Chatsite is starting at {address_to_show()} (Ctrl-C stops it)")
+            Supervisor(lock, on_ready=lambda: self._say("Ready.")).run()
         except CannotServe as error:
             raise CommandError(str(error)) from error
         except OSError as error:
@@ -34,6 +34,10 @@ class Command(BaseCommand):
             ) from error
         self.stdout.write("Stopped. Answers under way go on after the next start.")
 
+    def _say(self, sentence: str) -> None:
+        self.stdout.write(sentence)
+        self.stdout.flush()
+
 
 def check_database() -> None:
     try:
@@ -42,7 +46,7 @@ def check_database() -> None:
     except DatabaseError as error:
         raise CannotServe(f"The database cannot be used: {error}") from error
     if waiting:
-        raise CannotServe("The database is not up to date. Run: manage.py migrate")
+        raise CannotServe("The database is not up to date. Run: ./manage.py migrate")
 
 
 def check_model() -> None:
@@ -52,6 +56,10 @@ def check_model() -> None:
         raise CannotServe(f"There is no model {slug!r}. Known: {', '.join(sorted(CATALOGUE))}")
     entry = CATALOGUE[slug]
     if entry.file_name and not (settings.MODELS_DIR / entry.file_name).is_file():
-        raise CannotServe(f"The model is not here yet. Run: manage.py models pull {slug}")
+        raise CannotServe(f"The model is not here yet. Run: ./manage.py models pull {slug}")
     if Release.objects.serving() is None:
         register(entry)
+    try:
+        served_release()
+    except CommandError as error:
+        raise CannotServe(str(error)) from error

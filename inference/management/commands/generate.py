@@ -8,6 +8,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
 from inference.engines.base import Engine, EngineError, Request, Sampling, Turn
+from inference.management.commands.worker import served_release
 from inference.models import Release
 from inference.worker import build_engine
 
@@ -22,9 +23,7 @@ class Command(BaseCommand):
         parser.add_argument("--seed", type=int, help="The same seed gives the same answer")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        release = Release.objects.serving()
-        if release is None:
-            raise CommandError("There is no model yet. Run: manage.py models pull")
+        release = served_release()
         try:
             request = self._request(release, options)
             asyncio.run(self._write(build_engine(release), request))

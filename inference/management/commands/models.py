@@ -1,4 +1,4 @@
-"""`manage.py models list | pull <model> | verify [model]`"""
+"""`manage.py models list | pull <model> | verify [model] | promote <model>`"""
 
 import sys
 from argparse import ArgumentParser
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from inference.catalogue import CATALOGUE, Entry, register
 from inference.model_files import ModelFileError, fetch, is_verified, path_of, verify
+from inference.models import Release
 
 
 class Bar:
@@ -41,6 +42,8 @@ class Command(BaseCommand):
         pull.add_argument("model", choices=list(CATALOGUE))
         check = verbs.add_parser("verify", help="check model files against their hashes")
         check.add_argument("model", nargs="?", choices=list(CATALOGUE))
+        promote = verbs.add_parser("promote", help="put a model's newest release live")
+        promote.add_argument("model")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -87,6 +90,13 @@ class Command(BaseCommand):
             self.stdout.write(f"{entry.slug}: right")
         if not entries:
             self.stdout.write("No model file is here.")
+
+    def promote(self, slug: str) -> None:
+        release = Release.objects.filter(model__slug=slug).order_by("-version").first()
+        if release is None:
+            raise CommandError(f"{slug} has no release yet. Run: ./manage.py models pull {slug}")
+        Release.objects.filter(pk=release.pk).update(state=Release.State.LIVE)
+        self.stdout.write(f"Release {release} is live.")
 
 
 def _is_here(entry: Entry) -> bool:

@@ -1,0 +1,32 @@
+"""Deleted chats go for good after DELETED_CHATS_DAYS, and with them what their runs still hold."""
+
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from chats.models import Chat
+from chats.titles import BRANCH
+from inference.models import Generation
+
+AT_ONCE = 100
+
+
+def purge_deleted() -> int:
+    """Purge the chats that were deleted long enough ago; returns how many (100 at most)."""
+    age = timedelta(days=settings.DELETED_CHATS_DAYS)
+    old = list(Chat.objects.filter(deleted_at__lt=timezone.now() - age)[:AT_ONCE])
+    for chat in old:
+        with transaction.atomic():
+            _purge(chat)
+    return len(old)
+
+
+def _purge(chat: Chat) -> None:
+    branches = [str(pk) for pk in chat.messages.values_list("pk", flat=True)]
+    of_chat = Q(message__chat=chat) | Q(branch__in=[*branches, f"{BRANCH}{chat.pk}"])
+    runs = Generation.objects.filter(of_chat, user=chat.user_id)
+    Generation.objects.filter(pk__in=list(runs.values_list("pk", flat=True))).forget()
+    chat.delete()
