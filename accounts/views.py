@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import login, logout, update_session_auth_hash
-from django.contrib.auth.forms import AuthenticationForm, PasswordChangeForm
+from django.contrib.auth.forms import AuthenticationForm
 from django.core.exceptions import PermissionDenied
 from django.db import IntegrityError, transaction
 from django.forms import BaseForm
@@ -19,7 +19,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from accounts.forms import SignUpForm
+from accounts.forms import NewPasswordForm, SignUpForm, focus_first_problem
 from accounts.guests import BACKEND, hand_over
 from accounts.limits import limited, too_many
 from accounts.models import User
@@ -127,7 +127,7 @@ def password(request: HttpRequest) -> HttpResponse:
     user = request.user
     if not isinstance(user, User) or user.is_guest:
         return redirect("login")
-    form = PasswordChangeForm(user, request.POST or None)
+    form = NewPasswordForm(user, request.POST or None)
     if request.method != "POST":
         return _form_page(request, "accounts/password.html", form)
     wait = limited(request, "login")
@@ -146,6 +146,7 @@ def _is_member(request: HttpRequest) -> bool:
 
 
 def _form_page(request: HttpRequest, template: str, form: BaseForm) -> HttpResponse:
+    focus_first_problem(form)
     return render(request, template, {"form": form, "next": _next(request, default="")})
 
 

@@ -10,12 +10,24 @@ async function act(button) {
   if (button.name) fields[button.name] = button.value;
   button.disabled = true;
   try {
-    await post(button.formAction, fields);
+    const { message = button.value } = await post(button.formAction, fields);
     await sync();
+    focusRow(message, button.getAttribute("aria-label"));
   } catch (problem) {
     composer.showError(problem.message, problem.retryAfter);
   }
   button.disabled = false;
+}
+
+// The pressed button may be gone: the keyboard goes on from the same one of the new row, or
+// from the row itself.
+function focusRow(message, label) {
+  if (document.activeElement?.closest(":enabled, a")) return;
+  const row = document.getElementById(`message-${message}`);
+  const same = label && row?.querySelector(`[aria-label="${label}"]:enabled`);
+  if (!row) return composer.focus();
+  if (!same) row.tabIndex = -1;
+  (same || row).focus({ preventScroll: true });
 }
 
 document.getElementById("row-actions")?.addEventListener("submit", (event) => {
@@ -25,7 +37,6 @@ document.getElementById("row-actions")?.addEventListener("submit", (event) => {
 });
 
 function openEdit(message) {
-  message.classList.add("message--editing");
   const details = message.querySelector(".edit");
   details.open = true;
   const field = details.querySelector("textarea");
@@ -34,21 +45,25 @@ function openEdit(message) {
 }
 
 function closeEdit(message) {
-  message.classList.remove("message--editing");
+  message.querySelector("[data-edit-form]").reset();
   message.querySelector(".edit").open = false;
   message.querySelector("[data-edit]").focus();
 }
 
 async function sendEdit(form) {
   const fields = Object.fromEntries(new FormData(form));
-  if (!fields.text.trim()) return;
+  if (!fields.text.trim() || form.ariaBusy === "true") return;
+  form.ariaBusy = "true";
   try {
-    await post(form.getAttribute("action"), { ...fields, client_id: newId() });
-    closeEdit(form.closest(".message"));
+    const url = form.getAttribute("action");
+    const { message } = await post(url, { ...fields, client_id: newId() });
+    form.closest(".edit").open = false;
     await sync();
+    focusRow(message);
   } catch (problem) {
     composer.showError(problem.message, problem.retryAfter);
   }
+  form.ariaBusy = "false";
 }
 
 async function editPending(item) {

@@ -1,5 +1,6 @@
 // Puts the parts together; each of them leaves a page without its elements alone.
 import "./actions.js";
+import "./password.js";
 import "./shortcuts.js";
 import "./suggestions.js";
 import "./theme.js";
@@ -83,6 +84,6 @@ if (main?.dataset.page) {
     scroll.start();
     transcript.adopt();
     scroll.follow();
-    asking.resumeSending();
   }
+  asking.resumeSending();
 }

@@ -1,40 +1,55 @@
 // Asking: the question and an empty answer stand there at once, the server's rows replace them.
 import * as composer from "./composer.js";
-import { post } from "./http.js";
-import { parse } from "./http.js";
-import { deliver, resume } from "./outbox.js";
+import { parse, post } from "./http.js";
+import { deliver, push, takeStock } from "./outbox.js";
 import * as scroll from "./scroll.js";
 import { showStatus } from "./status.js";
 import { streamOf } from "./stream.js";
+import { toast } from "./toast.js";
 import { addRows, main, running, sync } from "./transcript.js";
 
 const rows = document.getElementById("transcript");
 const pending = document.getElementById("pending");
+const unsent = document.getElementById("unsent");
+const isHome = main?.dataset.page === "home";
 
-export async function send(text) {
-  const isHome = main.dataset.page === "home";
-  return isHome ? startChat(text) : ask(text);
-}
+export const send = (text) => (isHome ? startChat(text) : ask(text));
+
+const letter = (text) => ({ url: composer.action(), text, draft: composer.draft() });
 
 async function startChat(text) {
   composer.fill(text);
   composer.setBusy(true);
+  let row = null;
+  const onWait = () => {
+    row ??= showUnsent(text);
+    composer.withdraw(text);
+    composer.setBusy(false);
+    waiting();
+  };
   try {
-    const { url } = await deliver(composer.action(), text, waiting);
-    composer.fill("");
-    location.assign(url);
+    arrive(await deliver(letter(text), onWait), text);
   } catch (problem) {
     refused(text, problem);
   }
+  row?.remove();
   composer.setBusy(false);
+}
+
+// To the new chat, unless the person has begun to write something else.
+function arrive({ url }, text) {
+  composer.showError("");
+  composer.withdraw(text);
+  const go = () => location.assign(url);
+  if (!composer.text().trim()) return go();
+  toast("Your message was sent.", { action: "Open the chat", onAction: go });
 }
 
 async function ask(text) {
   composer.fill("");
-  const isBusy = Boolean(running());
-  const preview = isBusy ? [] : showPreview(text);
+  const preview = running() ? [showUnsent(text)] : showPreview(text);
   try {
-    const answer = await deliver(composer.action(), text, waiting);
+    const answer = await deliver(letter(text), waiting);
     composer.showError("");
     show(answer, preview);
   } catch (problem) {
@@ -50,7 +65,7 @@ function show({ html, pending: held, version }, preview) {
     const [question] = addRows(html);
     if (question) scroll.toQuestion(question);
   };
-  preview.length ? scroll.hold(swap) : swap();
+  rows.contains(preview[0]) ? scroll.hold(swap) : swap();
   if (version) main.dataset.version = version;
 }
 
@@ -73,6 +88,18 @@ function showPreview(text) {
   return [question, answer];
 }
 
+// The same look as _pending.html, without its buttons: the server does not have it yet.
+function showUnsent(text) {
+  const row = element("div", "pending pending--new");
+  const icon = element("span", "icon icon--clock");
+  icon.setAttribute("aria-hidden", "true");
+  const words = element("p", "pending__text");
+  words.textContent = text;
+  row.append(icon, words);
+  unsent.append(row);
+  return row;
+}
+
 function element(name, className) {
   const made = document.createElement(name);
   made.className = className;
@@ -83,9 +110,8 @@ function waiting() {
   composer.showError("The server cannot be reached. Your message is kept and sent again…");
 }
 
-// The text comes back, unless the person has begun to write something else.
 function refused(text, problem) {
-  if (!composer.text().trim()) composer.fill(text);
+  composer.giveBack(text);
   composer.showError(problem.message, problem.retryAfter);
   composer.focus();
 }
@@ -101,6 +127,33 @@ export async function stop() {
   }
 }
 
+// Sends what other pages, or this one before it was loaded again, did not bring to its end.
 export async function resumeSending() {
-  if (await resume()) sync();
+  const { fresh, old } = takeStock();
+  for (const entry of old) composer.giveBack(entry.text, entry.draft);
+  const waitingRows = fresh.map(setAside);
+  for (const [index, entry] of fresh.entries()) await resume(entry, waitingRows[index]);
+}
+
+const isFromHere = (entry) => entry.draft === composer.draft();
+
+function setAside(entry) {
+  composer.withdraw(entry.text, entry.draft);
+  return isFromHere(entry) ? showUnsent(entry.text) : null;
+}
+
+async function resume(entry, row) {
+  try {
+    const answer = await push(entry, isFromHere(entry) ? waiting : () => {});
+    if (isFromHere(entry)) await (isHome ? arrive(answer, entry.text) : arrived());
+  } catch (problem) {
+    if (isFromHere(entry)) refused(entry.text, problem);
+    else composer.giveBack(entry.text, entry.draft);
+  }
+  row?.remove();
+}
+
+function arrived() {
+  composer.showError("");
+  return sync();
 }

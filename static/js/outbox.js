@@ -3,6 +3,7 @@ import { post, Refusal } from "./http.js";
 
 const KEY = "outbox";
 const HOUR = 3_600_000;
+let unclear = null; // went back to its writer, and yet the server may have it
 
 function read() {
   try {
@@ -30,22 +31,28 @@ export function newId() {
 }
 
 // Resolves with the server's answer; rejects with a Refusal when trying again is of no use.
-export async function deliver(url, text, onWait = () => {}) {
-  const entry = { url, text, client_id: newId(), user: document.body.dataset.user, at: Date.now() };
+// `draft` names the page whose box the text is from.
+export async function deliver({ url, text, draft }, onWait) {
+  const isSame = unclear?.url === url && unclear.text === text;
+  const client_id = isSame ? unclear.client_id : newId();
+  const { user } = document.body.dataset;
+  const entry = { url, text, draft, client_id, user, at: Date.now() };
   write([...read(), entry]);
   return push(entry, onWait);
 }
 
-async function push(entry, onWait) {
+export async function push(entry, onWait) {
   const { url, text, client_id } = entry;
   for (let attempt = 0; ; attempt += 1) {
     try {
       const answer = await post(url, { text, client_id });
       forget(entry);
+      unclear = null; // the same words again are then meant as a second message
       return answer;
     } catch (problem) {
       if (!(problem instanceof Refusal) || !problem.isPassing || attempt > 60) {
         forget(entry);
+        unclear = problem.isUnclear ? entry : null;
         throw problem;
       }
       onWait(problem);
@@ -62,11 +69,14 @@ function pause(ceiling) {
   });
 }
 
-// What a page that was closed or reloaded left behind; the same id makes a repeat harmless.
-export async function resume() {
-  const user = document.body.dataset.user;
-  const left = read().filter((entry) => Date.now() - entry.at < HOUR && entry.user === user);
-  write(left);
-  for (const entry of left) await push(entry, () => {}).catch(() => {});
-  return left.length > 0;
+// What pages that were closed or reloaded left behind, the old apart from what may still be sent.
+export function takeStock() {
+  const { user, guest } = document.body.dataset;
+  // A guest is made by the first send: before, the same person was nobody.
+  const isMine = (entry) => entry.user === user || (guest !== undefined && !entry.user);
+  const mine = read().filter(isMine);
+  const isFresh = (entry) => Date.now() - entry.at < HOUR;
+  const fresh = mine.filter(isFresh);
+  write(fresh);
+  return { fresh, old: mine.filter((entry) => !isFresh(entry)) };
 }

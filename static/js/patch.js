@@ -1,7 +1,7 @@
 // Makes live nodes equal to new ones, and leaves alone what is equal already:
 // selections, open menus and scroll positions survive.
 
-const KEPT = new Set(["open"]);
+const KEPT = new Set(["open", "tabindex"]);
 
 export function patchChildren(live, next, from = 0) {
   const wanted = [...next.childNodes];

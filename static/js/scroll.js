@@ -58,6 +58,13 @@ export function hold(change) {
   showJumps();
 }
 
+// The same for the end of an answer: whoever stands at the end of the page stays there, so that
+// the buttons that come with it can be seen. It only ever goes down.
+export function settle(change) {
+  hold(change);
+  if (scroller && isPinned && end() > scroller.scrollTop) write(end());
+}
+
 export function toBottom() {
   isPinned = true;
   write(end());

@@ -7,6 +7,7 @@ import { main, showTitle } from "./transcript.js";
 const root = document.documentElement;
 const list = document.getElementById("sidebar-list");
 const isNarrow = matchMedia("(max-width: 47.99rem)");
+let isStale = false;
 
 export function toggleSidebar() {
   if (!list) return;
@@ -31,12 +32,21 @@ export function closeDrawer() {
   return true;
 }
 
+// A list in which a menu is open or a title is written stays as it is until that is done.
 export async function refresh() {
-  if (!list || list.querySelector(".sidebar__rename")) return;
+  if (!list) return;
+  isStale = true;
+  if (isInUse()) return;
   const fresh = await fragment(list.dataset.url);
+  if (isInUse()) return;
+  isStale = false;
   patchChildren(list, fresh);
   markCurrent();
 }
+
+const isInUse = () => Boolean(list.querySelector(".menu[open], .sidebar__rename"));
+
+const catchUp = () => void (isStale && refresh().catch(() => {}));
 
 function markCurrent() {
   for (const item of list.querySelectorAll(".sidebar__chat")) {
@@ -69,7 +79,7 @@ async function saveTitle(item, field, link) {
   const title = field.value.trim();
   const old = link.querySelector(".sidebar__title");
   field.replaceWith(link);
-  if (!title || title === old.textContent) return;
+  if (!title || title === old.textContent) return catchUp();
   const before = old.textContent;
   old.textContent = title;
   try {
@@ -79,11 +89,13 @@ async function saveTitle(item, field, link) {
     old.textContent = before;
     toast(problem.message);
   }
+  catchUp();
 }
 
 async function remove(item, url) {
   const isCurrent = item.dataset.chat === main?.dataset.chat;
   const title = item.querySelector(".sidebar__title").textContent;
+  const chat = item.querySelector(".sidebar__link").pathname;
   const version = main?.dataset.version;
   if (isCurrent) main.dataset.version = "Infinity"; // nothing more to learn about this chat
   try {
@@ -93,19 +105,26 @@ async function remove(item, url) {
     return toast(problem.message);
   }
   if (isCurrent) {
-    sessionStorage.setItem("deleted", JSON.stringify({ url, title }));
+    sessionStorage.setItem("deleted", JSON.stringify({ url, title, back: chat }));
     return location.assign("/");
   }
   item.remove();
-  offerUndo({ url, title });
+  catchUp();
+  offerUndo({ url, title }, `“${title}” is deleted.`);
 }
 
-function offerUndo({ url, title }) {
+// `back` is the chat that was open when it was deleted.
+function offerUndo({ url, title, back }, words) {
   const onAction = async () => {
-    await post(url, { undo: "1" });
-    await refresh();
+    try {
+      await post(url, { undo: "1" });
+      if (back) return location.assign(back);
+      await refresh();
+    } catch (problem) {
+      offerUndo({ url, title, back }, `“${title}” is still deleted. ${problem.message}`);
+    }
   };
-  toast(`“${title}” is deleted.`, { action: "Undo", onAction, seconds: 10 });
+  toast(words, { action: "Undo", onAction, seconds: 10 });
 }
 
 async function loadMore(link) {
@@ -129,7 +148,8 @@ export function start() {
     if (more) loadMore(more);
     if (event.target.closest("[data-rename]")) rename(item);
   });
-  const deleted = sessionStorage.getItem("deleted");
+  list.addEventListener("toggle", catchUp, { capture: true });
+  const deleted = JSON.parse(sessionStorage.getItem("deleted"));
   sessionStorage.removeItem("deleted");
-  if (deleted) offerUndo(JSON.parse(deleted));
+  if (deleted) offerUndo(deleted, `“${deleted.title}” is deleted.`);
 }

@@ -1,5 +1,7 @@
 // Short notices at the foot of the page, with at most one thing to do.
 
+const NEXT = "notice";
+
 export function toast(text, { action = "", onAction = null, seconds = 6 } = {}) {
   const notice = document.createElement("div");
   notice.className = "toast";
@@ -19,5 +21,15 @@ function actionButton(label, act) {
   button.addEventListener("click", act);
   return button;
 }
+
+// Leaves this page, and says there why.
+export function leaveFor(url, text) {
+  sessionStorage.setItem(NEXT, text);
+  location.assign(url);
+}
+
+const left = sessionStorage.getItem(NEXT);
+sessionStorage.removeItem(NEXT);
+if (left) toast(left);
 
 for (const notice of document.querySelectorAll(".toast")) setTimeout(() => notice.remove(), 10_000);

@@ -4,6 +4,7 @@ import { fragment, parse } from "./http.js";
 import { patchChildren, patchNode } from "./patch.js";
 import * as scroll from "./scroll.js";
 import { Stream, streamOf } from "./stream.js";
+import { leaveFor } from "./toast.js";
 
 export const main = document.getElementById("main");
 const rows = document.getElementById("transcript");
@@ -49,7 +50,7 @@ export function finish(generation, html) {
   stream?.end();
   const next = html && parse(html).firstElementChild;
   if (!live || !next) return void sync();
-  scroll.hold(() => update(live, next));
+  scroll.settle(() => update(live, next));
   changed();
 }
 
@@ -73,16 +74,18 @@ async function bringUpToDate() {
   const fresh = await fragment(main.dataset.transcript).catch(gone);
   if (!fresh) return;
   const next = fresh.querySelector('[data-part="rows"]');
-  scroll.hold(() => merge(next));
+  const change = running() ? scroll.settle : scroll.hold;
+  change(() => merge(next));
   patchChildren(document.getElementById("pending"), fresh.querySelector('[data-part="pending"]'));
   main.dataset.version = next.dataset.version;
   showTitle(next.dataset.title);
   adopt();
 }
 
-// Deleted in another tab, or this is no longer its owner's session: there is nothing to show.
+// Deleted in another tab: there is nothing to show. In this one the sidebar knows what to do.
 function gone(problem) {
-  if (problem.status === 404) location.assign("/");
+  if (problem.status !== 404 || main.dataset.version === "Infinity") return;
+  leaveFor("/", "This chat was deleted elsewhere.");
 }
 
 function merge(next) {

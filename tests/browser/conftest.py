@@ -29,6 +29,11 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
 
+    def forgive(self, words: str) -> None:
+        """Complaints the test has caused itself; there must be no others."""
+        assert all(words in complaint for complaint in self.complaints), self.complaints
+        self.complaints.clear()
+
     def _heard(self, message: object) -> None:
         if getattr(message, "type", "") in {"error", "warning"}:
             self.complaints.append(str(getattr(message, "text", message)))

@@ -41,11 +41,16 @@ def body_text(page: Page) -> str:
     return str(answer(page).locator(".message__body").inner_text())
 
 
+def wait_for_title(page: Page) -> None:
+    expect(page.locator("#chat-title")).not_to_have_text("New chat")
+    expect(page.locator(".sidebar__chat [aria-label='Answering']")).to_have_count(0)
+
+
 def sign_up(page: Page, username: str) -> None:
     page.goto("/accounts/signup/")
     page.get_by_label("Username").fill(username)
     page.get_by_label("Password", exact=True).fill("correct horse battery staple")
-    page.get_by_label("Password confirmation").fill("correct horse battery staple")
+    page.get_by_label("Password again", exact=True).fill("correct horse battery staple")
     page.get_by_role("main").get_by_role("button", name="Sign up").click()
 
 

@@ -59,6 +59,18 @@ def test_the_end_of_a_stream_does_not_move_the_reader(page: Page) -> None:
     assert abs(scroll_top(page) - before) < 2
 
 
+def test_the_buttons_of_a_long_answer_are_seen_when_it_ends(page: Page) -> None:
+    fill_chat(page)
+    ask(page, "echo pace=400 " + "more words here\n\n" * 60)
+    wait_for_words(page, "more words here")
+    wait_for_end(page)
+    foot = answer(page).locator(".message__foot").bounding_box()
+    dock = page.locator(".dock").bounding_box()
+    assert foot is not None
+    assert dock is not None
+    assert foot["y"] + foot["height"] <= dock["y"]
+
+
 def test_switching_versions_does_not_move_the_reader(page: Page) -> None:
     fill_chat(page)
     ask(page, "echo short")
