@@ -19,6 +19,7 @@ from inference.engines.llama_library import Context, Entry, Weights
 from inference.engines.sampler import Logits, choose
 from inference.engines.text import TextAssembler
 
+CROWD = 5  # answers under way
 Deliver = Callable[[Delta | Exception], None]
 
 
@@ -181,11 +182,16 @@ class Batcher:
         )
         self._context.forget(slot.number, len(kept.tokens))
         run.cached = len(kept.tokens)
-        run.todo = deque(remaining(kept, len(prompt), fixed, self._chunk))
+        run.todo = deque(remaining(kept, len(prompt), fixed, self._chunk_size()))
         run.slot, slot.run = slot, run
         slot.evaluated, slot.scope = kept, run.request.scope
         usage = Usage(len(prompt), run.cached, len(run.answer))
         run.deliver(Delta(evaluation=fixed or (*kept.pieces, *run.todo), usage=usage))
+
+    def _chunk_size(self) -> int:
+        """Smaller among many answers: they all wait for each chunk."""
+        answering = sum(bool(slot.run and not slot.run.in_prompt_chunks) for slot in self._slots)
+        return self._chunk // 2 if answering >= CROWD else self._chunk
 
     def _step(self, slots: list[Slot]) -> None:
         """One token of every run that is past its prompt chunks, in one call."""

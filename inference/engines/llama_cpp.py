@@ -50,6 +50,7 @@ class LlamaCppEngine:
         bos, eos = _special_tokens(weights)
         self._template = ChatTemplate(weights.template_source(), bos, eos)
         self._batcher = Batcher(weights, context, self._slots, CHUNK)
+        _time(context, 1, CHUNK)  # the first evaluation also prepares memory
         self._batcher.step_threads = self._threads or fastest(lambda n: _time(context, n, 1))
         self._batcher.chunk_threads = self._threads or fastest(lambda n: _time(context, n, CHUNK))
         progress(100)
@@ -118,19 +119,20 @@ def fastest(seconds: Callable[[int], float]) -> int:
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
-    counts = sorted({min(1 << power, cores) for power in range(6)})
-    _, count = min((seconds(count), count) for count in counts)
-    return count
+    times = {min(1 << power, cores): 0.0 for power in range(6)}
+    for count in times:
+        times[count] = seconds(count)
+    near = 2 * min(times.values())
+    for count, first in times.items():
+        if first < near:  # a second look at those that may win; the others cost start-up time
+            times[count] = min(first, seconds(count))
+    return min(times, key=times.__getitem__)
 
 
 def _time(context: Context, threads: int, batch: int) -> float:
-    """Best of three evaluations of a batch in slot 0, which is left empty."""
+    """One evaluation of a batch in slot 0, which is left empty."""
     context.use_threads(threads)
-    best = float("inf")
-    for _ in range(3):
-        context.forget(0, 0)
-        started = time.perf_counter()
-        context.decode([Entry(token, token, 0, wanted=True) for token in range(batch)])
-        best = min(best, time.perf_counter() - started)
+    started = time.perf_counter()
+    context.decode([Entry(token, token, 0, wanted=True) for token in range(batch)])
     context.forget(0, 0)
-    return best
+    return time.perf_counter() - started
