@@ -80,7 +80,7 @@ def tidy(text: str) -> str:
     line = next((line for line in lines if line), "")
     bare = DECORATION.sub("", LABEL.sub("", line))
     is_silly = TALK.match(bare) or len(bare.split()) > MAX_WORDS or not re.search(r"\w", bare)
-    return "" if is_silly else _cut(bare)
+    return "" if is_silly else _cut(bare[:1].upper() + bare[1:])
 
 
 def is_about(title: str, question: str) -> bool:

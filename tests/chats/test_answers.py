@@ -104,10 +104,11 @@ def test_a_waiting_message_stays_when_there_is_no_model_any_more(alice, release,
         ("# Growing Basil.", "Growing Basil"),
         ("\n\n“Growing Basil”", "Growing Basil"),
         ("- Growing Basil", "Growing Basil"),
+        ("python", "Python"),
         ("C++ or Rust?", "C++ or Rust?"),
         ("The title is Basil", ""),
         ("茶について", "茶について"),
-        ("a\u202eb\x07c", "abc"),
+        ("a\u202eb\x07c", "Abc"),
     ],
 )
 def test_titles_are_tidied(written, title):
