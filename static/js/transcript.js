@@ -10,7 +10,7 @@ export const main = document.getElementById("main");
 const rows = document.getElementById("transcript");
 const ACTIVE = new Set(["queued", "loading", "running", "resuming"]);
 let syncing = null;
-let again = false;
+let waiting = null;
 
 export const running = () =>
   [...(rows?.querySelectorAll(".message--assistant") ?? [])].findLast(isActive) ?? null;
@@ -59,15 +59,18 @@ function update(live, next) {
   patchNode(live, next);
 }
 
-// One request at a time; a wish that comes meanwhile is granted once more at the end.
+// One request at a time. A wish that comes meanwhile is granted by a second, begun after it.
 export function sync() {
   if (!main?.dataset.transcript) return Promise.resolve();
-  again = Boolean(syncing);
-  syncing ??= bringUpToDate().finally(() => {
-    syncing = null;
-    if (again) sync();
-  });
+  if (syncing) return (waiting ??= afterwards(syncing));
+  syncing = bringUpToDate().finally(() => (syncing = null));
   return syncing;
+}
+
+async function afterwards(first) {
+  await first.catch(() => {});
+  waiting = null;
+  return sync();
 }
 
 async function bringUpToDate() {
@@ -90,8 +93,9 @@ function gone(problem) {
 
 function merge(next) {
   const wanted = new Set();
+  const articles = [...next.querySelectorAll(".message")]; // new ones move out of `next` below
   let place = rows.querySelector(".message");
-  for (const article of [...next.querySelectorAll(".message")]) {
+  for (const article of articles) {
     wanted.add(article.dataset.message);
     const live = document.getElementById(article.id);
     if (live) mergeRow(live, article);
@@ -99,8 +103,7 @@ function merge(next) {
     if (row !== place) rows.insertBefore(row, place);
     else place = row.nextElementSibling;
   }
-  const first = next.querySelector(".message")?.id;
-  removeOthers(wanted, first);
+  removeOthers(wanted, articles[0]?.id);
 }
 
 // Rows above the window were loaded on purpose and stay.

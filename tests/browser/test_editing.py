@@ -1,6 +1,8 @@
 """Editing a question in its place."""
 
-from playwright.sync_api import BrowserContext, Locator, Page, expect
+import re
+
+from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
 
 from tests.browser.steps import ask, question, start_chat, wait_for_end, wait_for_title
 
@@ -65,3 +67,27 @@ def test_the_new_answer_has_the_focus_after_an_edit(page: Page) -> None:
     expect(page.locator(".message--assistant")).to_be_focused()
     wait_for_end(page)
     expect(page.locator(".message--assistant")).to_be_focused()
+
+
+def test_an_edit_while_the_page_is_being_brought_up_to_date_shows_its_answer(
+    page: Page, context: BrowserContext
+) -> None:
+    """The update under way was begun before the edit and cannot have its answer."""
+    start_chat(page, "echo one")
+    field = open_edit(page)
+    field.fill("echo instead")
+    held: list[Route] = []
+    page.route(re.compile("transcript"), lambda route: held.append(route), times=1)
+    other = context.new_page()
+    other.goto(page.url)
+    ask(other, "echo two")
+    for _ in range(100):
+        if held:
+            break
+        page.wait_for_timeout(50)
+    response = held[0].fetch()
+    field.press("Control+Enter")
+    page.wait_for_timeout(500)
+    held[0].fulfill(response=response)
+    expect(page.locator(".message--assistant", has_text="instead")).to_be_focused()
+    expect(page.locator(".message--assistant")).to_have_count(1)
