@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export VENV
 
-.PHONY: run test lint check-migrations test-sqlite test-browser test-postgres dev shell lock clean
+.PHONY: run test lint check-migrations test-suites test-sqlite test-browser test-postgres dev shell lock clean
 
 run: ## Install what is missing and serve the site
 	@exec $(PYTHON) deploy/install.py run
@@ -12,9 +12,7 @@ run: ## Install what is missing and serve the site
 test: dev ## Everything CI checks, in its order
 	$(MAKE) lint
 	$(MAKE) check-migrations
-	$(MAKE) test-sqlite
-	$(MAKE) test-browser
-	$(MAKE) test-postgres
+	$(MAKE) test-suites
 
 dev: ## Install what the tests and linters need
 	@$(PYTHON) deploy/install.py dev
@@ -28,6 +26,14 @@ lint: dev
 
 check-migrations: dev
 	$(BIN)/python manage.py makemigrations --check --dry-run
+
+# The suites mostly wait, so the one on PostgreSQL runs beside the others; it is shown at the end.
+test-suites: dev
+	@log=$$(mktemp); $(MAKE) test-postgres > $$log 2>&1 & postgres=$$!; ok=0; \
+	trap 'kill $$postgres; rm -f $$log' INT TERM; \
+	{ $(MAKE) test-sqlite && $(MAKE) test-browser; } || ok=1; \
+	echo "Waiting for the suite on PostgreSQL…"; wait $$postgres || ok=1; \
+	cat $$log; rm -f $$log; exit $$ok
 
 test-sqlite: dev
 	$(BIN)/python -m pytest -m "not browser" $(PYTEST)
