@@ -17,7 +17,8 @@ AT_ONCE = 100
 def purge_deleted() -> int:
     """Purge the chats that were deleted long enough ago; returns how many (100 at most)."""
     age = timedelta(days=settings.DELETED_CHATS_DAYS)
-    old = list(Chat.objects.filter(deleted_at__lt=timezone.now() - age)[:AT_ONCE])
+    ended = Chat.objects.exclude(messages__generation__status__in=Generation.ACTIVE)
+    old = list(ended.filter(deleted_at__lt=timezone.now() - age)[:AT_ONCE])
     for chat in old:
         with transaction.atomic():
             _purge(chat)

@@ -1,7 +1,7 @@
 """The queue of record: enqueue, claim, lease, fence, cancel. The table is the queue.
 
-Every change of hands is a guarded update whose rows are counted; the database's clock is
-the only one that counts.
+Every change of hands is a guarded update whose rows are counted, or an update of rows that its
+transaction has locked; the database's clock is the only one that counts.
 """
 
 from collections.abc import Iterable

@@ -33,6 +33,14 @@ def test_a_chat_deleted_long_ago_leaves_no_word_behind(answered):
     assert Generation.objects.get(pk=first.pk).status == "done"  # what it took stays
 
 
+def test_a_chat_that_is_still_being_answered_waits_for_the_end(answered):
+    run = answered.regenerate(uuid4()).generation
+    delete(answered.chat, 31)
+    assert purge_deleted() == 0
+    run.cancel()
+    assert purge_deleted() == 1
+
+
 def test_a_chat_deleted_lately_can_still_be_brought_back(answered):
     delete(answered.chat, 29)
     assert purge_deleted() == 0
