@@ -26,8 +26,15 @@ DATA_DIR = Path(os.environ.get("DATA_DIR", ROOT / "data")).resolve()
 MODELS_DIR = Path(os.environ.get("MODELS_DIR", DATA_DIR / "models")).resolve()
 STATIC_ROOT = Path(os.environ.get("STATIC_ROOT", ROOT / "static-collected")).resolve()
 MODEL = os.environ.get("MODEL", "smollm2-135m-instruct")
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatsite"
 OLDEST_PYTHON = (3, 11)
 GIGABYTES_NEEDED = 2.0
+
+# How llama.cpp is compiled (docs/architecture.md). Without OpenMP, whose threads spin and slow a
+# shared machine a hundredfold; without llamafile's kernels, which evaluate a token alone in a
+# step otherwise than in a prompt, so that a continued answer would not come out the same;
+# without the part for pictures, which is not used.
+LLAMA_FLAGS = "-DGGML_OPENMP=OFF -DGGML_LLAMAFILE=OFF -DLLAVA_BUILD=OFF"
 
 
 class Problem(Exception):
@@ -119,7 +126,7 @@ class Progress:
             print(text, flush=True)
 
 
-def run(title: str, command: Iterable[str | Path]) -> None:
+def run(title: str, command: Iterable[str | Path], **environment: str) -> None:
     """Run a program quietly with a progress line; its whole output goes to the log."""
     words = [str(word) for word in command]
     with Progress(title) as progress, LOG.open("a", encoding="utf-8") as log:
@@ -127,6 +134,7 @@ def run(title: str, command: Iterable[str | Path]) -> None:
         process = subprocess.Popen(
             words,
             cwd=ROOT,
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -219,6 +227,38 @@ def create_venv() -> None:
     stamp.write()
 
 
+def pip() -> list[str | Path]:
+    return [VENV_PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "-v"]
+
+
+def install_llama() -> None:
+    """llama-cpp-python, compiled our way.
+
+    pip keeps what it compiled, but not by flags: a cache of our own keeps this build apart.
+    """
+    lock = (ROOT / "requirements.lock").read_text()
+    pinned = re.search(r"^llama-cpp-python==(.*\n    --hash.*)+\n", lock, re.MULTILINE)
+    assert pinned
+    build = digest(pinned[0], LLAMA_FLAGS, os.environ.get("CMAKE_ARGS", ""))
+    stamp = Stamp(VENV / ".stamps" / "llama", build)
+    if stamp.is_current():
+        return
+    check_machine()
+    print(
+        "llama-cpp-python, which runs the model, is compiled for this machine: "
+        "about five minutes, once.",
+        flush=True,
+    )
+    requirement = VENV / "llama.txt"
+    requirement.write_text(pinned[0])
+    kept: list[str | Path] = ["--cache-dir", CACHE / f"pip-{build[:12]}"]
+    kept += ["--force-reinstall", "--no-deps"]
+    flags = f"{LLAMA_FLAGS} {os.environ.get('CMAKE_ARGS', '')}".strip()
+    command = [*pip(), *kept, "--require-hashes", "-r", requirement]
+    run("Preparing llama.cpp", command, CMAKE_ARGS=flags)
+    stamp.write()
+
+
 def install_packages(dev: bool) -> None:
     """Python packages, exactly those in the lock, each checked against its hash."""
     runtime = Stamp(VENV / ".stamps" / "packages", digest(ROOT / "requirements.lock"))
@@ -227,15 +267,8 @@ def install_packages(dev: bool) -> None:
         return
     if not runtime.path.exists():
         check_machine()
-        print(
-            "Installing the Python packages. llama-cpp-python, which runs the model, is compiled "
-            "for this machine: about five minutes, once.",
-            flush=True,
-        )
     lock = ROOT / ("requirements-dev.lock" if dev else "requirements.lock")
-    pip: list[str | Path] = [VENV_PYTHON, "-m", "pip"]
-    pip += ["--disable-pip-version-check", "--no-input", "install", "-v"]
-    run("Installing Python packages", [*pip, "--require-hashes", "-r", lock])
+    run("Installing Python packages", [*pip(), "--require-hashes", "-r", lock])
     runtime.write()
     if dev:
         tools.write()
@@ -250,8 +283,9 @@ def npm() -> list[str | Path]:
     stamp = Stamp(VENV / ".stamps" / "node", digest(ROOT / "deploy" / "node.lock"))
     if not stamp.is_current():
         run("Preparing Node.js", [sys.executable, "-m", "venv", own])
-        pip: list[str | Path] = [own / "bin" / "python", "-m", "pip", "--no-input", "install"]
-        run("Installing Node.js", [*pip, "--require-hashes", "-r", ROOT / "deploy" / "node.lock"])
+        install: list[str | Path] = [own / "bin" / "python", "-m", "pip", "--no-input", "install"]
+        lock = ROOT / "deploy" / "node.lock"
+        run("Installing Node.js", [*install, "--require-hashes", "-r", lock])
         stamp.write()
     os.environ["PATH"] = f"{own / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return [own / "bin" / "npm"]
@@ -325,6 +359,7 @@ def prepare(dev: bool) -> None:
     steps: list[Callable[[], None]] = [
         check_settings,
         create_venv,
+        install_llama,
         lambda: install_packages(dev),
         install_assets,
         collect_static,

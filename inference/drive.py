@@ -22,7 +22,6 @@ FLUSH_SECONDS = 0.025
 FLUSH_TOKENS = 64
 CANCEL_POLL_SECONDS = 1.0
 CANCEL_LOOK_SECONDS = 0.05  # for a stop that came between the claim and the listening
-STORE_SECONDS = 0.05  # a prompt read faster than this is stored with its first token
 
 
 @dataclass(slots=True)
@@ -59,8 +58,7 @@ class Drive:
         self._usage = Usage()
         self._buffer = Buffer()
         self._news = asyncio.Event()  # something is in the buffer, or somebody wants an end
-        self._evaluation: tuple[int, ...] | None = None  # not stored yet
-        self._storing: asyncio.Task[None] | None = None
+        self._read: tuple[int, str] | None = None  # of the prompt; not stored yet
         self._cancelled = run.cancelled_at is not None
         self._handing_over = False
 
@@ -114,12 +112,10 @@ class Drive:
         if (fitted.left_out, fitted.cut_characters) != (prompt.left_out, prompt.cut_characters):
             prompt.left_out, prompt.cut_characters = fitted.left_out, fitted.cut_characters
             await in_database(prompt.save, update_fields=["left_out", "cut_characters"])
-        evaluation = tuple(prompt.evaluation) if prompt.evaluation else None
         return Request(
             turns=fitted.turns,
             sampling=replace(sampling, max_tokens=sampling.max_tokens + inherited),
             emitted=self._tail.token_ids,
-            evaluation=evaluation,
             scope=f"{self._generation.user_id}:{self._generation.purpose}",
         )
 
@@ -130,18 +126,14 @@ class Drive:
             await self._flush_until_ended()
         finally:
             pump.cancel()
-            storing = [self._storing] if self._storing else []
-            await asyncio.gather(pump, *storing, return_exceptions=True)
+            await asyncio.gather(pump, return_exceptions=True)
 
     async def _pump(self, request: Request) -> None:
         try:
             async with contextlib.aclosing(self._engine.generate(request)) as stream:
                 async for delta in stream:
-                    if delta.evaluation is not None:
-                        self._usage = delta.usage or Usage()
-                        self._evaluation = delta.evaluation
-                        self._storing = asyncio.create_task(self._store_evaluation())
-                        failpoints.hit("prefill")
+                    if delta.prompt_sha256:
+                        self._begun(delta)
                         continue
                     self._buffer.add(delta)
                     self._news.set()
@@ -154,22 +146,14 @@ class Drive:
         finally:
             self._news.set()
 
-    async def _store_evaluation(self) -> None:
-        """A long prompt's evaluation is stored while it goes on: the run may die before a token."""
-        await asyncio.sleep(STORE_SECONDS)
-        evaluation, self._evaluation = self._evaluation, None
-        if evaluation is not None:
-            await in_database(self._log.keep_evaluation, self.fence, evaluation)
-
-    async def _unstored_evaluation(self) -> tuple[int, ...] | None:
-        """What the first append is to store; None once it is stored."""
-        storing, self._storing = self._storing, None
-        evaluation, self._evaluation = self._evaluation, None
-        if storing and evaluation is not None:
-            storing.cancel()
-        elif storing:
-            await storing
-        return evaluation
+    def _begun(self, delta: Delta) -> None:
+        """The engine has read the prompt; what it read must not change under an answer."""
+        self._usage = delta.usage or Usage()
+        before = self._generation.prompt.sha256
+        if before and before != delta.prompt_sha256:
+            raise EngineError("The prompt is not the one this answer was begun with.")
+        self._read = (self._usage.prompt, delta.prompt_sha256)
+        failpoints.hit("prefill")
 
     async def _watch_for_cancel(self) -> None:
         runs = Generation.objects.filter(pk=self._generation.pk, cancelled_at__isnull=False)
@@ -215,9 +199,9 @@ class Drive:
         if not (buffer.text or buffer.token_ids):
             return
         tail, ids = self._tail, tuple(buffer.token_ids)
-        evaluation = await self._unstored_evaluation()
+        read, self._read = self._read, None
         asked_to_stop = await in_database(
-            self._log.append, self.fence, tail.seq + 1, buffer.text, ids, evaluation
+            self._log.append, self.fence, tail.seq + 1, buffer.text, ids, read
         )
         self._tail = Tail(tail.epoch, tail.seq + 1, tail.text + buffer.text, tail.token_ids + ids)
         self._cancelled = self._cancelled or asked_to_stop

@@ -123,7 +123,8 @@ class Worker(models.Model):
     state = models.CharField(max_length=10, choices=State, default=State.LOADING)
     percent_loaded = models.PositiveSmallIntegerField(default=0)
     slots = models.PositiveSmallIntegerField(default=1)
-    engine_build = models.CharField(max_length=200, blank=True)
+    engine_build = models.CharField(max_length=400, blank=True)
+    load_seconds = models.FloatField(null=True, blank=True, help_text="Until it was ready")
     started_at = models.DateTimeField(db_default=Now())
     seen_at = models.DateTimeField(db_default=Now())
 
@@ -281,8 +282,9 @@ class Prompt(models.Model):
     cut_characters = models.PositiveIntegerField(
         default=0, help_text="Of the newest message, when it alone did not fit"
     )
-    evaluation = models.JSONField(
-        null=True, blank=True, help_text="How the prompt was evaluated; a takeover repeats it"
+    tokens = models.PositiveIntegerField(default=0, help_text="Of the prompt as evaluated")
+    sha256 = models.CharField(
+        max_length=64, blank=True, help_text="Of these tokens; a takeover must find the same"
     )
 
     def __str__(self) -> str:

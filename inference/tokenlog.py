@@ -4,7 +4,6 @@
 that every back end must keep is tests/contract/test_tokenlog.py.
 """
 
-import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,11 +110,11 @@ class DatabaseLog:
         seq: int,
         text: str,
         token_ids: Sequence[int],
-        evaluation: Sequence[int] | None = None,
+        prompt: tuple[int, str] | None = None,
     ) -> bool:
         """Write event `seq`; True means somebody asked the run to stop.
 
-        `evaluation` is stored with the prompt, if it has none yet.
+        `prompt`: how many tokens it has and their hash, stored unless they are already.
 
         Raises Fenced when the fence is not current, `seq` is not the next one, or the
         log has ended; then nothing is written.
@@ -124,8 +123,8 @@ class DatabaseLog:
         with transaction.atomic():
             epoch, characters, cancelled = self._advance(fence, seq, len(text))
             self._insert(epoch, seq, fence, "delta", characters - len(text), text, token_ids)
-            if evaluation is not None:
-                self._keep_evaluation(evaluation)
+            if prompt is not None:
+                self._keep_prompt(*prompt)
             failpoints.hit("in_append")
         failpoints.hit("after_append")
         doorbell.ring(f"gen:{self.id}")
@@ -160,21 +159,13 @@ class DatabaseLog:
         with connection.cursor() as cursor:
             cursor.execute(sql, values)
 
-    def _keep_evaluation(self, evaluation: Sequence[int]) -> None:
+    def _keep_prompt(self, tokens: int, sha256: str) -> None:
         sql = """
-            UPDATE inference_prompt SET evaluation = %s
-            WHERE generation_id = %s AND evaluation IS NULL
+            UPDATE inference_prompt SET tokens = %s, sha256 = %s
+            WHERE generation_id = %s AND sha256 = ''
         """
         with connection.cursor() as cursor:
-            cursor.execute(sql, [json.dumps(evaluation), self._key()])
-
-    def keep_evaluation(self, fence: int, evaluation: Sequence[int]) -> None:
-        """Store how the prompt is being evaluated; raises Fenced like append."""
-        with transaction.atomic():
-            held = self._generations().filter(pk=self.id, fence=fence, status="running")
-            if not held.select_for_update().exists():
-                raise Fenced
-            self._keep_evaluation(evaluation)
+            cursor.execute(sql, [tokens, sha256, self._key()])
 
     def finish(self, fence: int, seq: int, kind: str, **result: Any) -> None:
         """Write the terminal event, the result and what follows from it, all or nothing.
@@ -198,11 +189,11 @@ class DatabaseLog:
             if run is None:
                 return False
             tail = self._tail(run)
-            pieces = Prompt.objects.filter(pk=self.id).values_list("evaluation", flat=True).first()
+            read = Prompt.objects.filter(pk=self.id).values_list("tokens", flat=True).first()
             result = {
                 "text": tail.text,
                 "token_ids": pack(tail.token_ids),
-                "prompt_tokens": sum(map(abs, pieces or ())),
+                "prompt_tokens": read or 0,
                 "completion_tokens": len(tail.token_ids) - run.inherited_tokens,
                 "error": error,
                 "finish_reason": kind,

@@ -6,6 +6,8 @@ import gc
 import logging
 import os
 import signal
+import sys
+import time
 from pathlib import Path
 from uuid import UUID
 
@@ -21,6 +23,7 @@ from inference.runner import Runner
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.2
+SWITCH_SECONDS = 0.0005  # how long the decode thread may wait for the others' Python, not 5 ms
 
 
 def build_engine(release: Release) -> Engine:
@@ -59,10 +62,18 @@ class WorkerProcess:
         """Load, run until SIGTERM or the end of the lifeline, drain. Raises EngineError."""
         await in_database(self._register)
         self._listen_for_the_end()
+        started = time.monotonic()
         await self._load()
         gc.collect()
         gc.freeze()  # what is loaded now stays; the collector need not look at it again
-        await self._set(state=Worker.State.READY, percent_loaded=100, slots=self._slots())
+        sys.setswitchinterval(SWITCH_SECONDS)
+        await self._set(
+            state=Worker.State.READY,
+            percent_loaded=100,
+            slots=self._engine.capacity().slots,
+            engine_build=self._engine.fingerprint()[:400],
+            load_seconds=round(time.monotonic() - started, 3),
+        )
         running = asyncio.create_task(self._runner.run())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -91,9 +102,6 @@ class WorkerProcess:
         while True:
             await self._set(percent_loaded=self._percent)
             await asyncio.sleep(PROGRESS_SECONDS)
-
-    def _slots(self) -> int:
-        return self._engine.capacity().slots
 
     async def _set(self, **values: object) -> None:
         mine = Worker.objects.filter(pk=self._boot_id)

@@ -5,6 +5,8 @@ cancels the work within one decode step. The contract, run on every engine, is
 tests/contract/test_engine.py.
 """
 
+import hashlib
+import struct
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -83,16 +85,16 @@ class Request:
 
     emitted: tokens an earlier run of it already produced; the engine goes on after them.
         `sampling.max_tokens` counts them too.
-    evaluation: repeats how that earlier run evaluated its prompt (Delta.evaluation), which is
-        what makes the rest of the answer come out the same, byte for byte.
-    scope: requests of one scope may share a prefix cache; empty means never share.
+    scope: requests of one scope may reuse each other's evaluated beginnings; "" reuses none.
+    common: so many of the first turns are the operator's own words, which every scope may
+        reuse, as it may the template's.
     """
 
     turns: tuple[Turn, ...]
     sampling: Sampling = field(default_factory=Sampling)
     emitted: tuple[int, ...] = ()
-    evaluation: tuple[int, ...] | None = None
     scope: str = ""
+    common: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +114,16 @@ class Delta:
         stop string is still incomplete.
     token_ids: the tokens sampled since the last delta, in order.
     finish: set on the last delta only.
-    usage: on the delta of `evaluation` (what is known of the prompt) and on the last.
-    evaluation: set once, on a delta of its own that comes before any token: how the prompt is
-        evaluated, as run lengths: n for one chunk of n tokens, -n for n tokens one a step.
+    usage: on a first delta that comes before any token (what is known of the prompt), and on
+        the last.
+    prompt_sha256: on that first delta: of the prompt's tokens. The same prompt, the same hash.
     """
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
     finish: FinishReason | None = None
     usage: Usage | None = None
-    evaluation: tuple[int, ...] | None = None
+    prompt_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,11 @@ class Capacity:
     slots: int
     context_tokens: int
     busy: int = 0
+
+
+def hash_of(tokens: Sequence[int]) -> str:
+    """SHA-256 of token ids, in hex: four bytes each, little-endian."""
+    return hashlib.sha256(struct.pack(f"<{len(tokens)}I", *tokens)).hexdigest()
 
 
 Progress = Callable[[int], None]

@@ -1,103 +1,128 @@
 """Continuous batching: one thread, many runs a step, prompts in chunks between the steps.
 
-A step evaluates one token of every run that is past its prompt; then, at most one prompt
-chunk of one run is evaluated, so that a long prompt never holds the others up for longer
-than one chunk. Chunks and steps are separate calls: a token's values then depend only on
-its own run (inference/engines/evaluation.py).
+A step evaluates the last token of every run that is past its prompt, and guesses of the next
+ones where few runs are at work. Then, at most one chunk of one prompt is evaluated, of a size
+that holds the others up for a step and a half at most. A token's values depend only on the
+tokens before it, to the bit, whatever the step or chunk (docs/architecture.md); so who else
+is at work, what was found evaluated already and what was guessed changes no answer.
 """
 
-import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from inference.engines.base import Delta, EngineError, FinishReason, Request, Usage
-from inference.engines.evaluation import Evaluated, remaining
+from inference.engines.base import Delta, EngineError, FinishReason, Request, Usage, hash_of
 from inference.engines.llama_library import Context, Entry, Weights
+from inference.engines.lookup import Lookup
+from inference.engines.mail import Mailbox, Outbox
 from inference.engines.sampler import Logits, choose
+from inference.engines.slots import Slot, place
 from inference.engines.text import TextAssembler
+from inference.engines.threads import Threads, counts
 
-CROWD = 5  # answers under way
-Deliver = Callable[[Delta | Exception], None]
+CHUNK = 64  # most prompt tokens in one call: a larger one is not faster on a CPU
+SMALLEST_CHUNK = 8
+STALL_STEPS = 1.5  # how long a chunk may hold up the running answers, in steps of theirs
+GUESS_UP_TO = 2  # runs at work; with more, the others' tokens fill the processor already
 
 
 class Run:
-    """A request on its way through the batcher. Belongs to the decode thread once submitted."""
+    """A request on its way through the batcher. Belongs to the decode thread once submitted.
 
-    def __init__(self, request: Request, prompt: list[int], deliver: Deliver, text: TextAssembler):
+    shared: how many of the prompt's first tokens are the operator's own words.
+    """
+
+    def __init__(
+        self, request: Request, prompt: list[int], shared: int, box: Mailbox, text: TextAssembler
+    ) -> None:
         self.request = request
+        self.scope = request.scope
+        self.shared = shared
         self.prompt_tokens = len(prompt)
-        self.deliver = deliver
+        self.box = box
         self.text = text
         self.answer = list(request.emitted)
         self.inputs = prompt + self.answer
         self.cached = 0
-        self.todo: deque[int] = deque()
+        self.lookup = Lookup()
         self.slot: Slot | None = None
         self.cancelled = False
         for token in request.emitted:
             text.feed(token)
 
-    def has_ended(self, room: int) -> bool:
-        """Whether the tokens emitted earlier already ended the answer; delivers that end."""
-        emitted = bool(self.answer)
-        if emitted and self.text.stopped:
-            return self._finish("stop")
-        if len(self.answer) >= self.request.sampling.max_tokens:
-            return self._finish("length")
-        return self._finish("context") if emitted and len(self.inputs) > room else False
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.prompt_tokens, self.cached, len(self.answer))
 
     @property
     def position(self) -> int:
-        return len(self.slot.evaluated.tokens) if self.slot else 0
+        return len(self.slot.tokens) if self.slot else 0
 
     @property
-    def in_prompt_chunks(self) -> bool:
-        return bool(self.todo) and self.todo[0] > 0
+    def is_answering(self) -> bool:
+        """Whether only its last token is still to be evaluated."""
+        return self.position == len(self.inputs) - 1
 
-    def take(self, logits: Logits, ends_answer: Callable[[int], bool], room: int) -> bool:
-        """Choose the next token and deliver it; True when that ended the answer."""
+    def ended_by(self, room: int) -> FinishReason | None:
+        """Why the tokens so far end the answer, if they do."""
+        if not self.answer:
+            return None
+        if self.text.stopped:
+            return "stop"
+        if len(self.answer) >= self.request.sampling.max_tokens:
+            return "length"
+        return "context" if len(self.inputs) > room else None
+
+    def take(self, logits: Logits, ends_answer: Callable[[int], bool], room: int) -> list[Delta]:
+        """Choose the next token: the deltas to deliver, the last with `finish` if it ended."""
         token = choose(logits, self.request.sampling, self.answer)
         if ends_answer(token):
-            return self._finish("end")
+            return [self.last("end")]
         self.answer.append(token)
-        self.deliver(Delta(text=self.text.feed(token), token_ids=(token,)))
         self.inputs.append(token)
-        return self.has_ended(room)
+        delta = Delta(text=self.text.feed(token), token_ids=(token,))
+        reason = self.ended_by(room)
+        return [delta, self.last(reason)] if reason else [delta]
 
-    def _finish(self, reason: FinishReason) -> bool:
-        usage = Usage(self.prompt_tokens, self.cached, len(self.answer))
+    def last(self, reason: FinishReason) -> Delta:
         # What is held back of an answer that may be continued comes with the continuation.
         text = self.text.flush() if reason == "end" else ""
-        self.deliver(Delta(text=text, finish=reason, usage=usage))
-        return True
+        return Delta(text=text, finish=reason, usage=self.usage)
 
 
 @dataclass(slots=True)
-class Slot:
-    """One sequence of the context's cache; keeps what it holds for the next run of its scope."""
+class Tempo:
+    """How long things take now, in seconds: the last step, a token in the last chunk."""
 
-    number: int
-    evaluated: Evaluated = field(default_factory=Evaluated)
-    scope: str = ""
-    run: Run | None = None
-    used_at: float = 0.0
+    step: float = 0.0
+    chunk_token: float = 0.0
+
+
+@dataclass(slots=True)
+class Part:
+    """What one run has in a call: its last token and guesses of the next ones."""
+
+    run: Run
+    entries: list[Entry]
+    guesses: list[int] = field(default_factory=list)
 
 
 class Batcher:
-    def __init__(self, weights: Weights, context: Context, slots: int, chunk: int) -> None:
+    def __init__(self, weights: Weights, context: Context, slots: int, threads: int = 0) -> None:
         self._weights = weights
         self._context = context
-        self._chunk = chunk
         self._slots = [Slot(number) for number in range(slots)]
         self._waiting: deque[Run] = deque()
         self._wake = threading.Condition()
+        self._outbox = Outbox()
         self._in_chunk: Run | None = None
         self._stopping = False
         self._progress_at = time.monotonic()
-        self.step_threads = self.chunk_threads = 1
+        self._tempo = Tempo()
+        options = [threads] if threads else counts()
+        self.step_threads, self.chunk_threads = Threads(options), Threads(options)
         self._thread = threading.Thread(target=self._work, name="decode", daemon=True)
 
     # --- from any thread ------------------------------------------------------------------
@@ -131,7 +156,7 @@ class Batcher:
 
     @property
     def busy(self) -> int:
-        return sum(slot.run is not None for slot in self._slots) + len(self._waiting)
+        return sum(1 for slot in self._slots if slot.run) + len(self._waiting)
 
     def seconds_without_progress(self) -> float:
         return time.monotonic() - self._progress_at if self.busy else 0.0
@@ -140,10 +165,11 @@ class Batcher:
     def _work(self) -> None:
         while self._await_work():
             try:
-                self._step([slot for slot in self._slots if slot.run])
+                self._step()
                 self._prompt_chunk()
             except Exception as error:
                 self._fail_all(error)
+            self._outbox.flush()
             self._progress_at = time.monotonic()
 
     def _await_work(self) -> bool:
@@ -160,132 +186,151 @@ class Batcher:
         self._waiting = deque(run for run in self._waiting if not run.cancelled)
         for slot in self._slots:
             if slot.run and slot.run.cancelled:
-                self._free(slot)
+                slot.free()
 
     def _admit(self) -> None:
-        while self._waiting and (free := [slot for slot in self._slots if not slot.run]):
-            run = self._waiting.popleft()
-            self._place(run, free)
+        while self._waiting and (found := place(self._waiting[0], self._slots)):
+            run, slot = self._waiting.popleft(), found.slot
+            tokens = found.source.tokens[: found.kept]
+            if found.source is not slot:
+                self._context.copy(found.source.number, slot.number)
+            self._context.forget(slot.number, found.kept)
+            slot.tokens, slot.scope, slot.shared = tokens, run.scope, run.shared
+            run.slot, slot.run = slot, run
+            run.cached = min(found.kept, run.prompt_tokens)
+            read = hash_of(run.inputs[: run.prompt_tokens])
+            self._outbox.add(run.box, Delta(usage=run.usage, prompt_sha256=read))
 
-    def _place(self, run: Run, free: list[Slot]) -> None:
-        """Put a run where most of its prompt is evaluated already, else in the stalest slot."""
-        prompt = run.inputs[: run.prompt_tokens]
-        fixed = run.request.evaluation
-
-        def kept_by(slot: Slot) -> Evaluated:
-            shared = run.request.scope and slot.scope == run.request.scope
-            return slot.evaluated.keep(prompt, fixed) if shared else Evaluated()
-
-        kept, slot = max(
-            ((kept_by(slot), slot) for slot in free),
-            key=lambda pair: (len(pair[0].tokens), -pair[1].used_at),
-        )
-        self._context.forget(slot.number, len(kept.tokens))
-        run.cached = len(kept.tokens)
-        run.todo = deque(remaining(kept, len(prompt), fixed, self._chunk_size()))
-        run.slot, slot.run = slot, run
-        slot.evaluated, slot.scope = kept, run.request.scope
-        usage = Usage(len(prompt), run.cached, len(run.answer))
-        run.deliver(Delta(evaluation=fixed or (*kept.pieces, *run.todo), usage=usage))
-
-    def _chunk_size(self) -> int:
-        """Smaller among many answers: they all wait for each chunk."""
-        answering = sum(bool(slot.run and not slot.run.in_prompt_chunks) for slot in self._slots)
-        return self._chunk // 2 if answering >= CROWD else self._chunk
-
-    def _step(self, slots: list[Slot]) -> None:
-        """One token of every run that is past its prompt chunks, in one call."""
-        runs = [slot.run for slot in slots if slot.run and not slot.run.in_prompt_chunks]
+    # --- steps: the running answers -------------------------------------------------------
+    def _step(self) -> None:
+        """The last token of every run that is past its prompt, in one call."""
+        runs = [slot.run for slot in self._slots if slot.run and slot.run.is_answering]
         if not runs:
             return
-        self._context.use_threads(self.step_threads)
-        entries = [self._entry(run, run.position) for run in runs]
-        logits = self._context.decode(entries)
-        if logits is None:
+        parts = [self._part(run, guesses) for run, guesses in self._guesses(runs)]
+        entries = [entry for part in parts for entry in part.entries]
+        started = time.perf_counter()
+        rows = self._decode(self.step_threads, entries)
+        if rows is None:
             return  # only stop() aborts a step
-        for run, entry in zip(runs, entries, strict=True):
-            self._stepped(run, entry, logits.get(entry.slot))
+        self._tempo.step = time.perf_counter() - started
+        for part in parts:
+            self._follow(part, [next(rows) for _ in part.entries])
 
-    def _entry(self, run: Run, position: int) -> Entry:
+    def _guesses(self, runs: Sequence[Run]) -> list[tuple[Run, list[int]]]:
+        """Guesses for few runs, equally many each: uneven parts take a pass over the weights each.
+
+        None while a prompt waits for its chunk: it would wait longer.
+        """
+        if len(runs) > GUESS_UP_TO or len(runs) < sum(bool(slot.run) for slot in self._slots):
+            return [(run, []) for run in runs]
+        guesses = [run.lookup.guess(run.inputs, self._room_to_guess(run)) for run in runs]
+        length = min(map(len, guesses))
+        return [(run, guess[:length]) for run, guess in zip(runs, guesses, strict=True)]
+
+    def _room_to_guess(self, run: Run) -> int:
+        left = run.request.sampling.max_tokens - len(run.answer)
+        free: int = self._context.tokens - len(run.inputs)
+        return max(0, min(left, free) - 1)
+
+    def _part(self, run: Run, guesses: list[int]) -> Part:
         assert run.slot is not None
-        last = position == len(run.inputs) - 1
-        return Entry(run.inputs[position], position, run.slot.number, wanted=last)
+        tokens = [run.inputs[-1], *guesses]
+        number, start = run.slot.number, run.position
+        entries = [Entry(t, start + i, number, wanted=True) for i, t in enumerate(tokens)]
+        return Part(run, entries, guesses)
 
-    def _stepped(self, run: Run, entry: Entry, logits: Logits | None) -> None:
-        assert run.slot is not None
-        run.slot.evaluated.add_step(entry.token)
-        if run.todo:
-            run.todo[0] += 1
-            if run.todo[0] == 0:
-                run.todo.popleft()
-        if logits is not None:
-            self._choose(run, run.slot, logits)
+    def _follow(self, part: Part, rows: Sequence[Logits]) -> None:
+        """Choose token after token as long as each is the one that was guessed."""
+        run, slot, right = part.run, part.run.slot, 0
+        assert slot is not None
+        for index, logits in enumerate(rows):
+            slot.tokens.append(part.entries[index].token)
+            if self._choose(run, slot, logits):
+                break
+            if part.guesses[index : index + 1] != run.inputs[-1:]:
+                break
+            right += 1
+        if part.guesses:
+            run.lookup.judge(len(part.guesses), right)
+            self._context.forget(slot.number, len(slot.tokens))
 
+    # --- chunks: prompts ------------------------------------------------------------------
     def _prompt_chunk(self) -> None:
         """The next chunk of the prompt that has waited longest for one."""
-        slots = [slot for slot in self._slots if slot.run and slot.run.in_prompt_chunks]
+        slots = [slot for slot in self._slots if slot.run and not slot.run.is_answering]
         if not slots:
             return
         slot = min(slots, key=lambda slot: slot.used_at)
         slot.used_at = time.monotonic()
         assert slot.run is not None
         run, start = slot.run, slot.run.position
-        entries = [self._entry(run, start + offset) for offset in range(run.todo[0])]
-        logits = self._decode_chunk(run, entries)
-        if logits is None:
+        tokens = run.inputs[start : start + self._chunk_size()]
+        last = len(run.inputs) - 1 - start
+        entries = [Entry(t, start + i, slot.number, i == last) for i, t in enumerate(tokens)]
+        started = time.perf_counter()
+        rows = self._decode_chunk(run, entries)
+        if rows is None:
             self._context.forget(slot.number, 0)
-            slot.evaluated = Evaluated()
+            slot.tokens = []
             return
-        run.todo.popleft()
-        slot.evaluated.add_chunk(entry.token for entry in entries)
-        if slot.number in logits:
-            self._choose(run, slot, logits[slot.number])
+        self._tempo.chunk_token = (time.perf_counter() - started) / len(tokens)
+        slot.tokens.extend(tokens)
+        if last < len(tokens):
+            self._choose(run, slot, rows[0])
 
-    def _decode_chunk(self, run: Run, entries: list[Entry]) -> dict[int, Logits] | None:
+    def _chunk_size(self) -> int:
+        """Small enough beside running answers: they all wait for each chunk."""
+        answering = any(slot.run and slot.run.is_answering for slot in self._slots)
+        if not answering or not self._tempo.chunk_token:
+            return CHUNK if not answering else 2 * SMALLEST_CHUNK
+        size = int(STALL_STEPS * self._tempo.step / self._tempo.chunk_token)
+        return max(SMALLEST_CHUNK, min(size, CHUNK))
+
+    def _decode_chunk(self, run: Run, entries: list[Entry]) -> list[Logits] | None:
+        self._outbox.flush()
         with self._wake:
             if run.cancelled or self._stopping:
                 return None
             self._in_chunk = run
-        self._context.use_threads(self.chunk_threads)
         try:
-            return self._context.decode(entries)
+            rows = self._decode(self.chunk_threads, entries)
+            return None if rows is None else list(rows)
         finally:
             with self._wake:
                 self._in_chunk = None
                 if not self._stopping:
                     self._context.abort.lower()
 
-    def _choose(self, run: Run, slot: Slot, logits: Logits) -> None:
-        try:
-            ended = run.take(logits, self._weights.ends_answer, self._context.tokens)
-        except Exception as error:  # this run's own fault: the others go on
-            run.deliver(error)
-            ended = True
-        if ended:
-            self._free(slot)
+    # --- both -----------------------------------------------------------------------------
+    def _decode(self, threads: Threads, entries: list[Entry]) -> Iterator[Logits] | None:
+        count = threads.next()
+        self._context.use_threads(count)
+        started = time.perf_counter()
+        rows = self._context.decode(entries)
+        threads.took(count, len(entries), time.perf_counter() - started)
+        return None if rows is None else iter(rows)
 
-    def _free(self, slot: Slot) -> None:
-        slot.run = None
-        slot.used_at = time.monotonic()
+    def _choose(self, run: Run, slot: Slot, logits: Logits) -> bool:
+        """Choose the next token and deliver it; True when that ended the answer."""
+        try:
+            items: list[Delta | Exception] = [
+                *run.take(logits, self._weights.ends_answer, self._context.tokens)
+            ]
+        except Exception as error:  # this run's own fault: the others go on
+            items = [error]
+        for item in items:
+            self._outbox.add(run.box, item)
+        ended = isinstance(items[-1], Exception) or bool(items[-1].finish)
+        if ended:
+            slot.free()
+        return ended
 
     def _fail_all(self, error: Exception) -> None:
         """The cache's state is unknown: end every run with the error and start from empty slots."""
         for slot in self._slots:
             if slot.run:
-                slot.run.deliver(error)
-            self._free(slot)
-            slot.evaluated = Evaluated()
+                self._outbox.add(slot.run.box, error)
+            slot.free()
+            slot.tokens = []
             self._context.forget(slot.number, 0)
-
-
-def deliver_to(queue: "asyncio.Queue[Delta | Exception]") -> Deliver:
-    """A way for the decode thread to put things into a queue of the running event loop."""
-    loop = asyncio.get_running_loop()
-
-    def deliver(item: Delta | Exception) -> None:
-        try:
-            loop.call_soon_threadsafe(queue.put_nowait, item)
-        except RuntimeError:  # the loop is closed: nobody is left to read
-            return
-
-    return deliver

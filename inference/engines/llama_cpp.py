@@ -2,9 +2,9 @@
 
 import asyncio
 import hashlib
-import os
+import itertools
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
 from inference.engines.base import (
@@ -16,18 +16,18 @@ from inference.engines.base import (
     RequestRefused,
     Turn,
 )
-from inference.engines.batching import Batcher, Run, deliver_to
+from inference.engines.batching import CHUNK, GUESS_UP_TO, Batcher, Run
 from inference.engines.llama_library import Context, Entry, Weights, build
-from inference.engines.template import ChatTemplate
+from inference.engines.lookup import LONGEST_GUESS
+from inference.engines.mail import Mailbox
+from inference.engines.template import ChatTemplate, Segment
 from inference.engines.text import TextAssembler
-
-CHUNK = 16  # prompt tokens between two steps of the running answers (docs/architecture.md)
 
 
 class LlamaCppEngine:
     """`slots` conversations at once, each of up to `context_tokens`.
 
-    threads 0 measures at start how many are fastest here.
+    threads 0 finds out how many are fastest, at start and while it works.
     """
 
     def __init__(
@@ -46,13 +46,14 @@ class LlamaCppEngine:
         progress(0)
         weights = self._weights = Weights(self._path, lambda percent: progress(percent * 9 // 10))
         room = min(self._context_tokens, weights.trained_context)
-        context = self._context = Context(weights, self._slots, room, max(CHUNK + 1, self._slots))
+        rows = max(CHUNK, self._slots, GUESS_UP_TO * (LONGEST_GUESS + 1))
+        context = self._context = Context(weights, self._slots, room, rows)
         bos, eos = _special_tokens(weights)
         self._template = ChatTemplate(weights.template_source(), bos, eos)
-        self._batcher = Batcher(weights, context, self._slots, CHUNK)
+        batcher = self._batcher = Batcher(weights, context, self._slots, self._threads)
         _time(context, 1, CHUNK)  # the first evaluation also prepares memory
-        self._batcher.step_threads = self._threads or fastest(lambda n: _time(context, n, 1))
-        self._batcher.chunk_threads = self._threads or fastest(lambda n: _time(context, n, CHUNK))
+        batcher.step_threads.calibrate(lambda count: _time(context, count, 1))
+        batcher.chunk_threads.calibrate(lambda count: _time(context, count, CHUNK // 4))
         progress(100)
 
     async def stop(self) -> None:
@@ -61,21 +62,21 @@ class LlamaCppEngine:
         self._weights.free()
 
     async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
-        prompt = await asyncio.to_thread(self._tokens, request.turns)
+        prompt, shared = await asyncio.to_thread(self._prompt, request)
         if len(prompt) >= self._context.tokens:
             raise RequestRefused(
                 f"The prompt has {len(prompt)} tokens; this model reads {self._context.tokens}."
             )
-        if request.evaluation and sum(map(abs, request.evaluation)) != len(prompt):
-            raise EngineError("The prompt is not the one this answer was begun with.")
-        queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+        box = Mailbox.of_running_loop()
         text = TextAssembler(self._weights.piece, request.sampling.stop)
-        run = Run(request, prompt, deliver_to(queue), text)
-        if not run.has_ended(self._context.tokens):
-            self._batcher.submit(run)
+        run = Run(request, prompt, shared, box, text)
+        if reason := run.ended_by(self._context.tokens):
+            yield run.last(reason)
+            return
+        self._batcher.submit(run)
         try:
             while True:
-                item = await queue.get()
+                item = await box.queue.get()
                 if isinstance(item, Exception):
                     raise EngineError(str(item)) from item
                 yield item
@@ -83,6 +84,12 @@ class LlamaCppEngine:
                     return
         finally:
             self._batcher.cancel(run)
+
+    def _prompt(self, request: Request) -> tuple[list[int], int]:
+        """The prompt's tokens, and how many of the first are nobody's own words."""
+        segments = self._template.segments(request.turns)
+        own = len(leading(segments, [turn.content for turn in request.turns[: request.common]]))
+        return self._weights.tokenize(segments), len(self._weights.tokenize(segments[:own]))
 
     def _tokens(self, turns: Sequence[Turn]) -> list[int]:
         return self._weights.tokenize(self._template.segments(turns))
@@ -98,7 +105,7 @@ class LlamaCppEngine:
 
     def fingerprint(self) -> str:
         template = hashlib.sha256(self._weights.template_source().encode()).hexdigest()[:12]
-        return f"{build()} file={self._path.name} template={template} chunk={CHUNK}"
+        return f"{build()} file={self._path.name} template={template}"
 
     def seconds_without_progress(self) -> float:
         return self._batcher.seconds_without_progress()
@@ -114,19 +121,10 @@ def _special_tokens(weights: Weights) -> tuple[str, str]:
     )
 
 
-def fastest(seconds: Callable[[int], float]) -> int:
-    """The number of threads, 1 to all cores by doubling, that took the least time."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    times = {min(1 << power, cores): 0.0 for power in range(6)}
-    for count in times:
-        times[count] = seconds(count)
-    near = 2 * min(times.values())
-    for count, first in times.items():
-        if first < near:  # a second look at those that may win; the others cost start-up time
-            times[count] = min(first, seconds(count))
-    return min(times, key=times.__getitem__)
+def leading(segments: Sequence[Segment], contents: Sequence[str]) -> list[Segment]:
+    """The first segments that are the template's own, or one of these contents."""
+    own = itertools.takewhile(lambda s: s.trusted or s.text in contents, segments)
+    return list(own)
 
 
 def _time(context: Context, threads: int, batch: int) -> float:

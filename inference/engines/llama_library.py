@@ -1,7 +1,7 @@
 """The few calls of llama.cpp the engine needs, with Python types. One thread at a time.
 
-The environment variable OMP_WAIT_POLICY must be "passive" before this module is imported
-(manage.py sets it): spinning OpenMP threads slow a shared machine by an order of magnitude.
+deploy/install.py has it built without OpenMP. In case another build is found, manage.py sets
+OMP_WAIT_POLICY to "passive": spinning OpenMP threads slow a shared machine a hundredfold.
 """
 
 import ctypes
@@ -133,8 +133,9 @@ class Context:
     """A cache of `slots` sequences of `tokens` each, and the decode call.
 
     Each sequence has a cache of its own (kv_unified off) and flash attention is off: with
-    these two, a sequence's logits are the same to the bit whatever the others do (measured;
-    docs/architecture.md), which is what continued answers rest on.
+    these two, and llama.cpp built as deploy/install.py does, a token's logits are the same to
+    the bit however it is evaluated (measured; docs/architecture.md). Continued answers,
+    reused prefixes and checked guesses rest on it.
     """
 
     def __init__(self, weights: Weights, slots: int, tokens: int, batch: int) -> None:
@@ -154,8 +155,11 @@ class Context:
         self._vocabulary = weights.size
         self.tokens = library.llama_n_ctx_seq(self.handle)
 
-    def decode(self, entries: Sequence[Entry]) -> dict[int, Logits] | None:
-        """Evaluate these tokens in one step: logits by slot, or None when aborted."""
+    def decode(self, entries: Sequence[Entry]) -> list[Logits] | None:
+        """Evaluate these tokens in one go: the logits wanted, in order; None when aborted.
+
+        Entries come sorted by slot. The logits are valid until the next call.
+        """
         batch = self._batch
         for index, entry in enumerate(entries):
             batch.token[index] = entry.token
@@ -169,10 +173,9 @@ class Context:
             return None
         if result != 0:
             raise EngineError(f"The model could not evaluate the text (code {result}).")
-        return {e.slot: self._logits(i) for i, e in enumerate(entries) if e.wanted}
+        return [self._logits(i) for i, entry in enumerate(entries) if entry.wanted]
 
     def _logits(self, index: int) -> Logits:
-        # Not copied: valid until the next decode.
         pointer = library.llama_get_logits_ith(self.handle, index)
         return np.ctypeslib.as_array(pointer, (self._vocabulary,))
 
@@ -183,6 +186,11 @@ class Context:
         """Drop a slot's tokens from position `start` on."""
         library.llama_memory_seq_rm(self._memory, slot, start, -1)
 
+    def copy(self, source: int, target: int) -> None:
+        """Replace what a slot holds by all that another one holds."""
+        library.llama_memory_seq_rm(self._memory, target, -1, -1)
+        library.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
     def free(self) -> None:
         library.llama_batch_free(self._batch)
         library.llama_free(self.handle)
@@ -190,3 +198,8 @@ class Context:
 
 def build() -> str:
     return f"llama.cpp {library.__version__} {library.llama_print_system_info().decode().strip()}"
+
+
+def is_exact(build: str) -> bool:
+    """Whether this build gives a token the same logits however it is evaluated."""
+    return "LLAMAFILE = 1" not in build

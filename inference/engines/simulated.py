@@ -31,6 +31,7 @@ from inference.engines.base import (
     RequestRefused,
     Turn,
     Usage,
+    hash_of,
 )
 from inference.engines.text import TextAssembler
 
@@ -89,7 +90,8 @@ class SimulatedEngine:
                 self._busy -= 1
 
     async def _stream(self, request: Request, prompt: int) -> AsyncGenerator[Delta, None]:
-        yield Delta(evaluation=(prompt,), usage=Usage(prompt, 0, len(request.emitted)))
+        read = hash_of([token for turn in request.turns for token in encode(turn.content)])
+        yield Delta(usage=Usage(prompt, 0, len(request.emitted)), prompt_sha256=read)
         question = request.turns[-1].content
         await asyncio.sleep(_directive(question, "prefill", 0))
         assembler = TextAssembler(PIECES.__getitem__, request.sampling.stop)

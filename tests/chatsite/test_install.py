@@ -62,3 +62,13 @@ def test_too_little_disk_is_told_before_anything_is_installed(tmp_path: Path):
 def test_what_a_step_failed_of_is_told_in_a_sentence(output: str, sentence: str):
     explain = runpy.run_path(str(ROOT / "deploy" / "install.py"))["explain"]
     assert sentence in explain("A step", output)
+
+
+def test_llama_cpp_is_the_build_that_gives_equal_answers():
+    import llama_cpp
+
+    from inference.engines.llama_library import is_exact
+
+    build = llama_cpp.llama_print_system_info().decode()
+    assert is_exact(build), "run `make dev`: llama-cpp-python was not compiled by deploy/install.py"
+    assert "OPENMP = 1" not in build

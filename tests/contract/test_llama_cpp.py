@@ -9,6 +9,7 @@ import pytest
 
 from inference.engines.base import EngineError, Request, Sampling, Turn
 from inference.engines.llama_cpp import LlamaCppEngine
+from inference.engines.lookup import Lookup
 from inference.engines.template import Segment
 from inference.engines.text import TextAssembler
 from tests.contract.conftest import collect, tokens_of
@@ -46,12 +47,66 @@ async def test_a_second_turn_evaluates_only_what_is_new(llama: LlamaCppEngine):
     assert usage.cached >= len(tokens_of(first)) + 20
 
 
-async def test_scopes_never_share_a_prefix(llama: LlamaCppEngine):
-    turns = (Turn("user", "A secret question, asked twice by two people, word for word."),)
-    await collect(llama, Request(turns, Sampling(max_tokens=2), scope="alice"))
-    usage = (await collect(llama, Request(turns, Sampling(max_tokens=2), scope="bob")))[-1].usage
+async def _cached(engine: LlamaCppEngine, turns: tuple[Turn, ...], scope: str, common: int) -> int:
+    request = Request(turns, Sampling(max_tokens=2), scope=scope, common=common)
+    usage = (await collect(engine, request))[-1].usage
     assert usage is not None
-    assert usage.cached == 0
+    return usage.cached
+
+
+async def test_scopes_share_no_word_that_a_person_wrote(llama: LlamaCppEngine):
+    """What the template itself begins with is nobody's secret."""
+    short = (Turn("user", "A"),)
+    template = await _cached(llama, short, "carol", 0)
+    secret = (Turn("user", "A secret question, asked twice by two people, word for word."),)
+    await _cached(llama, secret, "alice", 0)
+    assert await _cached(llama, secret, "bob", 0) <= max(template, 24)
+    assert await _cached(llama, secret, "alice", 0) > 36
+
+
+async def test_the_operators_system_prompt_is_evaluated_once_for_everybody(llama: LlamaCppEngine):
+    system = Turn("system", "You answer in verse, and never say the name of a king. " * 8)
+    alice, bob = (Turn("user", "Sing of the sea."), Turn("user", "Tell of the wind."))
+    await _cached(llama, (system, alice), "alice", 1)
+    assert await _cached(llama, (system, bob), "bob", 1) > 96
+    assert await _cached(llama, (system, bob), "carol", 0) <= 24
+
+
+async def test_a_beginning_is_reused_from_a_run_that_is_still_at_work(llama: LlamaCppEngine):
+    opening = Turn("user", "Write about the tides, the moon and the shores of the sea. " * 6)
+    sampling = Sampling(temperature=0, max_tokens=24)
+    alone = await collect(llama, Request((opening, Turn("user", "Briefly.")), sampling))
+    first = asyncio.create_task(collect(llama, Request((opening,), sampling, scope="one chat")))
+    while llama.capacity().busy == 0:
+        await asyncio.sleep(0.001)
+    beside = await collect(
+        llama, Request((opening, Turn("user", "Briefly.")), sampling, scope="one chat")
+    )
+    await first
+    assert tokens_of(beside) == tokens_of(alone)
+
+
+@pytest.mark.parametrize("sampling", [
+    Sampling(temperature=0, repeat_penalty=1, max_tokens=60),
+    Sampling(temperature=0.6, repeat_penalty=1, seed=5, max_tokens=60),
+])  # fmt: skip
+async def test_guessing_the_next_tokens_changes_no_token(
+    llama: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch, sampling: Sampling
+):
+    text = "The quick brown fox jumps over the lazy dog, and the dog sleeps on in the sun."
+    request = Request((Turn("user", f"Repeat this text three times: {text} {text}"),), sampling)
+    right: list[int] = []
+    judge = Lookup.judge
+
+    def watched(lookup: Lookup, guessed: int, found: int) -> None:
+        right.append(found)
+        judge(lookup, guessed, found)
+
+    monkeypatch.setattr(Lookup, "judge", watched)
+    guessed = await collect(llama, request)
+    monkeypatch.setattr(Lookup, "guess", lambda self, tokens, most: [])
+    assert tokens_of(await collect(llama, request)) == tokens_of(guessed)
+    assert sum(right) > 5, "no guess was right: the test shows nothing"
 
 
 async def test_a_long_prompt_stalls_running_answers_for_at_most_three_of_their_steps(
