@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from inference.engines.base import Delta, EngineError, FinishReason, Request, Usage
 from inference.engines.evaluation import Evaluated, remaining
 from inference.engines.llama_library import Context, Entry, Weights
-from inference.engines.sampler import Logits, choose
+from inference.engines.sampler import Logits, Sampler
 from inference.engines.text import TextAssembler
 
 CROWD = 5  # answers under way
@@ -26,11 +26,15 @@ Deliver = Callable[[Delta | Exception], None]
 class Run:
     """A request on its way through the batcher. Belongs to the decode thread once submitted."""
 
-    def __init__(self, request: Request, prompt: list[int], deliver: Deliver, text: TextAssembler):
+    def __init__(
+        self, request: Request, prompt: list[int], deliver: Deliver, text: TextAssembler,
+        sampler: Sampler,
+    ):  # fmt: skip
         self.request = request
         self.prompt_tokens = len(prompt)
         self.deliver = deliver
         self.text = text
+        self.sampler = sampler
         self.answer = list(request.emitted)
         self.inputs = prompt + self.answer
         self.cached = 0
@@ -39,12 +43,15 @@ class Run:
         self.cancelled = False
         for token in request.emitted:
             text.feed(token)
+            sampler.accept(token)
 
     def has_ended(self, room: int) -> bool:
         """Whether the tokens emitted earlier already ended the answer; delivers that end."""
         emitted = bool(self.answer)
         if emitted and self.text.stopped:
             return self._finish("stop")
+        if self.sampler.is_complete:
+            return self._finish("end")
         if len(self.answer) >= self.request.sampling.max_tokens:
             return self._finish("length")
         return self._finish("context") if emitted and len(self.inputs) > room else False
@@ -59,11 +66,13 @@ class Run:
 
     def take(self, logits: Logits, ends_answer: Callable[[int], bool], room: int) -> bool:
         """Choose the next token and deliver it; True when that ended the answer."""
-        token = choose(logits, self.request.sampling, self.answer)
+        token = self.sampler.choose(logits)
         if ends_answer(token):
             return self._finish("end")
         self.answer.append(token)
-        self.deliver(Delta(text=self.text.feed(token), token_ids=(token,)))
+        self.sampler.accept(token)
+        logprobs = self.sampler.explain(logits, token)
+        self.deliver(Delta(text=self.text.feed(token), token_ids=(token,), logprobs=logprobs))
         self.inputs.append(token)
         return self.has_ended(room)
 

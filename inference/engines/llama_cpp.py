@@ -18,6 +18,7 @@ from inference.engines.base import (
 )
 from inference.engines.batching import Batcher, Run, deliver_to
 from inference.engines.llama_library import Context, Entry, Weights, build
+from inference.engines.sampler import Sampler, Vocabulary
 from inference.engines.template import ChatTemplate
 from inference.engines.text import TextAssembler
 
@@ -47,6 +48,7 @@ class LlamaCppEngine:
         weights = self._weights = Weights(self._path, lambda percent: progress(percent * 9 // 10))
         room = min(self._context_tokens, weights.trained_context)
         context = self._context = Context(weights, self._slots, room, max(CHUNK + 1, self._slots))
+        self._vocabulary = Vocabulary(weights.size, weights.piece, weights.ends_answer)
         bos, eos = _special_tokens(weights)
         self._template = ChatTemplate(weights.template_source(), bos, eos)
         self._batcher = Batcher(weights, context, self._slots, CHUNK)
@@ -61,7 +63,7 @@ class LlamaCppEngine:
         self._weights.free()
 
     async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
-        prompt = await asyncio.to_thread(self._tokens, request.turns)
+        prompt, sampler = await asyncio.to_thread(self._prepare, request)
         if len(prompt) >= self._context.tokens:
             raise RequestRefused(
                 f"The prompt has {len(prompt)} tokens; this model reads {self._context.tokens}."
@@ -70,7 +72,7 @@ class LlamaCppEngine:
             raise EngineError("The prompt is not the one this answer was begun with.")
         queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         text = TextAssembler(self._weights.piece, request.sampling.stop)
-        run = Run(request, prompt, deliver_to(queue), text)
+        run = Run(request, prompt, deliver_to(queue), text, sampler)
         if not run.has_ended(self._context.tokens):
             self._batcher.submit(run)
         try:
@@ -83,6 +85,9 @@ class LlamaCppEngine:
                     return
         finally:
             self._batcher.cancel(run)
+
+    def _prepare(self, request: Request) -> tuple[list[int], Sampler]:
+        return self._tokens(request.turns), Sampler(request.sampling, self._vocabulary)
 
     def _tokens(self, turns: Sequence[Turn]) -> list[int]:
         return self._weights.tokenize(self._template.segments(turns))
