@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from inference.engines.errors import RequestRefused
 
 DEPTH = 64  # levels of nesting
-WIDTH = 128  # readings of the same text kept apart
-WORK = 20_000  # bytes looked at anew for one token
+WIDTH = 64  # readings of the same text kept apart; a text with more may not come
+WORK = 20_000  # steps found out anew for one token
 STATES = 4_000  # remembered
 
 Elements = tuple["Element", ...]
@@ -61,7 +61,7 @@ class Reading:
 
     A stack is what is still to be read: its top element and the stack below, which is
     number 0 when nothing is. A state is the set of stacks the text so far may have led to;
-    state 0 is the empty set, where no text leads.
+    state 0 is the empty set, where wrong texts lead. Raises TooComplex.
     """
 
     def __init__(self, start: Element) -> None:
@@ -77,6 +77,8 @@ class Reading:
         self._work = 0
         settled = [self._settle(self._push(elements, 0)) for elements in stacks]
         self._state = self._number(frozenset().union(*settled))
+        if not self._state:
+            raise TooComplex
 
     @property
     def may_end(self) -> bool:
@@ -174,7 +176,7 @@ class Reading:
 
     def _number(self, state: frozenset[int]) -> int:
         if len(state) > WIDTH:
-            raise TooComplex
+            return 0
         number = self._state_numbers.setdefault(state, len(self._states))
         if number == len(self._states):
             self._states.append(state)

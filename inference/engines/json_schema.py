@@ -244,7 +244,7 @@ class _Reader:
             raise Unsupported("properties or additionalProperties is no schema")
         if not all(isinstance(name, str) for name in required):
             raise Unsupported("required takes a list of names")
-        named = {**dict.fromkeys(required, others), **properties}
+        named = properties | {name: others for name in required if name not in properties}
         return self._named(named, set(required)) if named else self._map(others)
 
     def _map(self, others: Any) -> Value:

@@ -6,6 +6,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,16 +44,21 @@ class Vocabulary:
         self.ends_answer = ends_answer
 
     @cached_property
-    def written(self) -> tuple[list[bytes], Ids, Ids]:
-        """The pieces of tokens that write something, in order, their ids; the ids of the ends.
+    def pieces(self) -> list[bytes]:
+        """The bytes of every token. Takes a quarter of a second; kept."""
+        return [self.piece(token) for token in range(self.size)]
 
-        Takes a tenth of a second, so it is called for before the answer begins.
-        """
-        pieces = {token: self.piece(token) for token in range(self.size)}
-        ends = [token for token in pieces if self.ends_answer(token)]
-        ids = sorted(pieces.keys() - ends, key=lambda token: (pieces[token], token))
-        ids = [token for token in ids if pieces[token]]
-        return [pieces[token] for token in ids], np.array(ids, np.intp), np.array(ends, np.intp)
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        return frozenset(filter(self.ends_answer, range(self.size)))
+
+    @cached_property
+    def written(self) -> tuple[list[bytes], Ids]:
+        """The pieces of the tokens that write something, in order, and the tokens."""
+        pieces, ends = self.pieces, self.ends
+        tokens = [token for token in range(self.size) if pieces[token] and token not in ends]
+        tokens.sort(key=pieces.__getitem__)
+        return [pieces[token] for token in tokens], np.array(tokens, np.intp)
 
 
 class Sampler:
@@ -76,7 +82,7 @@ class Sampler:
         self._grammar = None
         if sampling.json_schema:
             self._grammar = reading(sampling.json_schema)
-            _ = vocabulary.written
+            _ = vocabulary.written  # made here, not in the decode thread
 
     @property
     def is_complete(self) -> bool:
@@ -158,9 +164,9 @@ class Sampler:
     def _allows(self, token: int) -> bool:
         if self._grammar is None:
             return True
-        if self._vocabulary.ends_answer(token):
+        if token in self._vocabulary.ends:
             return self._grammar.may_end
-        piece = self._vocabulary.piece(token)
+        piece = self._vocabulary.pieces[token]
         return bool(piece) and self._grammar.allows(piece)
 
     def _choose_allowed(self, logits: Logits, ids: Ids, chances: Chances) -> int:
@@ -172,18 +178,17 @@ class Sampler:
         allowed = np.array([self._allows(token) for token in ids.tolist()])
         if allowed.any():
             return self._draw(ids[allowed], chances[allowed], again=1)
-        some = np.sort(largest(logits, LOOKED_THROUGH))
-        among = some[[self._allows(token) for token in some.tolist()]]
-        if not among.size:
-            among = self._all_allowed()
+        likeliest = filter(self._allows, largest(logits, LOOKED_THROUGH).tolist())
+        some = sorted(islice(likeliest, CANDIDATES))
+        among = np.array(some, np.intp) if some else self._all_allowed()
         return self._draw(*self._likely(logits, among), again=1)
 
     def _all_allowed(self) -> Ids:
         assert self._grammar is not None
-        pieces, ids, ends = self._vocabulary.written
-        found = ids[self._grammar.allowed(pieces)]
+        pieces, tokens = self._vocabulary.written
+        found = tokens[self._grammar.allowed(pieces)]
         if self._grammar.may_end:
-            found = np.append(found, ends)
+            found = np.append(found, np.array(sorted(self._vocabulary.ends), np.intp))
         if not found.size:
             raise EngineError("This model has no token that json_schema allows here.")
         return np.sort(found)
