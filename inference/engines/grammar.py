@@ -6,7 +6,7 @@ recursion cost nothing before they are met. What has been seen is remembered as 
 states: walking known ground is one dictionary look-up a byte.
 
 Written in Python and not handed to llama.cpp's grammar sampler: that one ends the process on a
-token it did not expect, and needs memory without bound for some schemas (docs/architecture.md).
+token it did not expect, and takes unbounded time for some schemas (docs/architecture.md).
 """
 
 from bisect import bisect_left
