@@ -43,7 +43,6 @@ class Run:
         self.cancelled = False
         for token in request.emitted:
             text.feed(token)
-            sampler.accept(token)
 
     def has_ended(self, room: int) -> bool:
         """Whether the tokens emitted earlier already ended the answer; delivers that end."""

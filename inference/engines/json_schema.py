@@ -108,6 +108,7 @@ class _Reader:
         self._schema = schema
         self._values: list[Value] = []
         self._referred: dict[str, AnyOf] = {}
+        self._anything: list[Value] = []
         self._level = 0
         self.root = self._value(schema)
         self._find_depths()
@@ -203,9 +204,10 @@ class _Reader:
     def _typed(self, schema: Schema) -> Value:
         types = _types(schema)
         if not types:
-            values = anything()
-            self._note(*values)
-            return values[0]
+            if not self._anything:
+                self._anything = anything()
+                self._note(*self._anything)
+            return self._anything[0]
         if len(types) == 1:
             return self._of_type(types[0], schema)
         return self._choice(types, lambda name: self._of_type(name, schema))

@@ -87,7 +87,10 @@ class LlamaCppEngine:
             self._batcher.cancel(run)
 
     def _prepare(self, request: Request) -> tuple[list[int], Sampler]:
-        return self._tokens(request.turns), Sampler(request.sampling, self._vocabulary)
+        sampler = Sampler(request.sampling, self._vocabulary)
+        for token in request.emitted:
+            sampler.accept(token)
+        return self._tokens(request.turns), sampler
 
     def _tokens(self, turns: Sequence[Turn]) -> list[int]:
         return self._weights.tokenize(self._template.segments(turns))
