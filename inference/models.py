@@ -86,7 +86,9 @@ class Release(models.Model):
         """
         drawn = {"seed": secrets.randbits(48), "max_tokens": settings.MAX_ANSWER_TOKENS}
         resolved = {**drawn, **self.parameters, **parameters}
-        Sampling.from_parameters(resolved)
+        sampling = Sampling.from_parameters(resolved)
+        if sampling.json_schema:  # as text: a JSON column may change the order of its properties
+            resolved["json_schema"] = sampling.json_schema
         return resolved
 
     def clean(self) -> None:

@@ -7,22 +7,29 @@ tests/contract/test_engine.py.
 
 import hashlib
 import struct
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from inference.engines.errors import EngineError, RequestRefused
+from inference.engines.json_schema import canonical
+
+__all__ = [
+    "Capacity",
+    "Delta",
+    "Engine",
+    "EngineError",
+    "Progress",
+    "Request",
+    "RequestRefused",
+    "Sampling",
+    "TokenLogprob",
+    "Turn",
+    "Usage",
+    "hash_of",
+]
+
 FinishReason = Literal["end", "stop", "length", "context"]
-
-
-WHOLE = ("top_k", "repeat_window", "seed", "max_tokens")  # numbers that are counts
-
-
-class EngineError(Exception):
-    """The engine cannot do what was asked; the message is fit for a person to read."""
-
-
-class RequestRefused(EngineError):
-    """The request itself is at fault (a parameter out of range, a prompt that cannot fit)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +40,31 @@ class Turn:
     content: str
 
 
+RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 5),
+    "top_k": (0, 1_000_000),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repeat_penalty": (0.1, 10),
+    "repeat_window": (0, 4096),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+    "seed": (0, 2**63 - 1),
+    "max_tokens": (1, 1_000_000),
+    "logprobs": (0, 20),
+}
+WHOLE = ("top_k", "repeat_window", "seed", "max_tokens", "logprobs")  # numbers that are counts
+BIAS = 100  # at most, either way
+BIASES = 300
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen. Temperature 0 is greedy. Out of range raises RequestRefused."""
+    """How the next token is chosen; docs/sampling.md explains each. Temperature 0 is greedy.
+
+    stop, logit_bias and json_schema may be given as they are in JSON: a list, an object of
+    token ids, a schema or its text. Raises RequestRefused for what is out of range.
+    """
 
     temperature: float = 0.7
     top_k: int = 40
@@ -43,29 +72,27 @@ class Sampling:
     min_p: float = 0.05
     repeat_penalty: float = 1.1
     repeat_window: int = 64
+    frequency_penalty: float = 0
+    presence_penalty: float = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    json_schema: str = ""
 
     def __post_init__(self) -> None:
-        ranges: dict[str, tuple[float, float]] = {
-            "temperature": (0, 5),
-            "top_k": (0, 1_000_000),
-            "top_p": (0, 1),
-            "min_p": (0, 1),
-            "repeat_penalty": (0.1, 10),
-            "repeat_window": (0, 4096),
-            "seed": (0, 2**63 - 1),
-            "max_tokens": (1, 1_000_000),
-        }
-        for name, (low, high) in ranges.items():
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            kinds = (int,) if name in WHOLE else (int, float)
-            if type(value) not in kinds or not low <= value <= high:
+            if not (_is_number(value, name in WHOLE) and low <= value <= high):
+                if name == "logprobs" and value is None:
+                    continue
                 kind = "a whole number" if name in WHOLE else "a number"
                 raise RequestRefused(f"{name} must be {kind} from {low} to {high}.")
-        if len(self.stop) > 8 or any(not 0 < len(stop) <= 200 for stop in self.stop):
-            raise RequestRefused("stop takes up to 8 strings of 1 to 200 characters.")
+        object.__setattr__(self, "stop", _stop(self.stop))
+        object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
+        if self.json_schema != "":
+            object.__setattr__(self, "json_schema", canonical(self.json_schema))
 
     @classmethod
     def from_parameters(cls, parameters: dict[str, Any]) -> "Sampling":
@@ -73,10 +100,48 @@ class Sampling:
         unknown = set(parameters) - set(cls.__dataclass_fields__)
         if unknown:
             raise RequestRefused(f"Unknown parameter: {', '.join(sorted(unknown))}.")
-        stop = parameters.get("stop", ())
-        if isinstance(stop, str) or not all(isinstance(text, str) for text in stop):
-            raise RequestRefused("stop takes a list of strings.")
-        return cls(**{**parameters, "stop": tuple(stop)})
+        return cls(**parameters)
+
+    def refuse(self, lacks: Iterable[str], who: str) -> None:
+        """For an engine: raises RequestRefused for the first parameter in use that it lacks."""
+        for name in lacks:
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise RequestRefused(f"{who} cannot do {name}.")
+
+
+def _is_number(value: object, whole: bool = False) -> bool:
+    return type(value) is int or (type(value) is float and not whole)
+
+
+def _stop(texts: object) -> tuple[str, ...]:
+    if (
+        not isinstance(texts, list | tuple)
+        or len(texts) > 8
+        or not all(isinstance(text, str) and 0 < len(text) <= 200 for text in texts)
+    ):
+        raise RequestRefused("stop takes a list of up to 8 strings of 1 to 200 characters.")
+    return tuple(texts)
+
+
+def _logit_bias(bias: Any) -> tuple[tuple[int, float], ...]:
+    try:
+        pairs = {_token_id(token): value for token, value in dict(bias).items()}
+    except (TypeError, ValueError):
+        pairs = {-1: 0}
+    if (
+        len(pairs) > BIASES
+        or not all(0 <= token < 2**31 for token in pairs)
+        or not all(_is_number(value) and -BIAS <= value <= BIAS for value in pairs.values())
+    ):
+        raise RequestRefused(
+            f"logit_bias takes up to {BIASES} token ids, each with a number from -{BIAS} to {BIAS}."
+        )
+    return tuple(sorted(pairs.items()))
+
+
+def _token_id(token: object) -> int:
+    is_written = isinstance(token, str) and token.isascii() and token.isdigit()
+    return int(token) if is_written or type(token) is int else -1  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +172,21 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """What the model itself thought of a token: natural logarithms of probabilities.
+
+    piece: its bytes, which need not be whole characters.
+    logprob: of the token, before temperature, penalties, biases and filters.
+    top: the likeliest tokens at its place, likeliest first: (token id, piece, logprob).
+    """
+
+    token_id: int
+    piece: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """What came since the last one.
 
@@ -117,6 +197,7 @@ class Delta:
     usage: on a first delta that comes before any token (what is known of the prompt), and on
         the last.
     prompt_sha256: on that first delta: of the prompt's tokens. The same prompt, the same hash.
+    logprobs: of `token_ids`, one each, if they were asked for.
     """
 
     text: str = ""
@@ -124,6 +205,7 @@ class Delta:
     finish: FinishReason | None = None
     usage: Usage | None = None
     prompt_sha256: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,86 +10,21 @@ is at work, what was found evaluated already and what was guessed changes no ans
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from inference.engines.base import Delta, EngineError, FinishReason, Request, Usage, hash_of
+from inference.engines.base import Delta, EngineError, hash_of
 from inference.engines.llama_library import Context, Entry, Weights
-from inference.engines.lookup import Lookup
-from inference.engines.mail import Mailbox, Outbox
-from inference.engines.sampler import Logits, choose
+from inference.engines.mail import Item, Outbox
+from inference.engines.runs import Run
+from inference.engines.sampler import Logits
 from inference.engines.slots import Slot, place
-from inference.engines.text import TextAssembler
 from inference.engines.threads import Threads, counts
 
 CHUNK = 64  # most prompt tokens in one call: a larger one is not faster on a CPU
 SMALLEST_CHUNK = 8
 STALL_STEPS = 1.5  # how long a chunk may hold up the running answers, in steps of theirs
 GUESS_UP_TO = 2  # runs at work; with more, the others' tokens fill the processor already
-
-
-class Run:
-    """A request on its way through the batcher. Belongs to the decode thread once submitted.
-
-    shared: how many of the prompt's first tokens are the operator's own words.
-    """
-
-    def __init__(
-        self, request: Request, prompt: list[int], shared: int, box: Mailbox, text: TextAssembler
-    ) -> None:
-        self.request = request
-        self.scope = request.scope
-        self.shared = shared
-        self.prompt_tokens = len(prompt)
-        self.box = box
-        self.text = text
-        self.answer = list(request.emitted)
-        self.inputs = prompt + self.answer
-        self.cached = 0
-        self.lookup = Lookup()
-        self.slot: Slot | None = None
-        self.cancelled = False
-        for token in request.emitted:
-            text.feed(token)
-
-    @property
-    def usage(self) -> Usage:
-        return Usage(self.prompt_tokens, self.cached, len(self.answer))
-
-    @property
-    def position(self) -> int:
-        return len(self.slot.tokens) if self.slot else 0
-
-    @property
-    def is_answering(self) -> bool:
-        """Whether only its last token is still to be evaluated."""
-        return self.position == len(self.inputs) - 1
-
-    def ended_by(self, room: int) -> FinishReason | None:
-        """Why the tokens so far end the answer, if they do."""
-        if not self.answer:
-            return None
-        if self.text.stopped:
-            return "stop"
-        if len(self.answer) >= self.request.sampling.max_tokens:
-            return "length"
-        return "context" if len(self.inputs) > room else None
-
-    def take(self, logits: Logits, ends_answer: Callable[[int], bool], room: int) -> list[Delta]:
-        """Choose the next token: the deltas to deliver, the last with `finish` if it ended."""
-        token = choose(logits, self.request.sampling, self.answer)
-        if ends_answer(token):
-            return [self.last("end")]
-        self.answer.append(token)
-        self.inputs.append(token)
-        delta = Delta(text=self.text.feed(token), token_ids=(token,))
-        reason = self.ended_by(room)
-        return [delta, self.last(reason)] if reason else [delta]
-
-    def last(self, reason: FinishReason) -> Delta:
-        # What is held back of an answer that may be continued comes with the continuation.
-        text = self.text.flush() if reason == "end" else ""
-        return Delta(text=text, finish=reason, usage=self.usage)
 
 
 @dataclass(slots=True)
@@ -314,9 +249,8 @@ class Batcher:
     def _choose(self, run: Run, slot: Slot, logits: Logits) -> bool:
         """Choose the next token and deliver it; True when that ended the answer."""
         try:
-            items: list[Delta | Exception] = [
-                *run.take(logits, self._weights.ends_answer, self._context.tokens)
-            ]
+            room = self._context.tokens
+            items: list[Item] = [*run.take(logits, self._weights.ends_answer, room)]
         except Exception as error:  # this run's own fault: the others go on
             items = [error]
         for item in items:

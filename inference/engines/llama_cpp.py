@@ -16,10 +16,12 @@ from inference.engines.base import (
     RequestRefused,
     Turn,
 )
-from inference.engines.batching import CHUNK, GUESS_UP_TO, Batcher, Run
+from inference.engines.batching import CHUNK, GUESS_UP_TO, Batcher
 from inference.engines.llama_library import Context, Entry, Weights, build
 from inference.engines.lookup import LONGEST_GUESS
 from inference.engines.mail import Mailbox
+from inference.engines.runs import Run
+from inference.engines.sampler import Sampler, Vocabulary
 from inference.engines.template import ChatTemplate, Segment
 from inference.engines.text import TextAssembler
 
@@ -48,6 +50,7 @@ class LlamaCppEngine:
         room = min(self._context_tokens, weights.trained_context)
         rows = max(CHUNK, self._slots, GUESS_UP_TO * (LONGEST_GUESS + 1))
         context = self._context = Context(weights, self._slots, room, rows)
+        self._vocabulary = Vocabulary(weights.size, weights.piece, weights.ends_answer)
         bos, eos = _special_tokens(weights)
         self._template = ChatTemplate(weights.template_source(), bos, eos)
         batcher = self._batcher = Batcher(weights, context, self._slots, self._threads)
@@ -62,14 +65,14 @@ class LlamaCppEngine:
         self._weights.free()
 
     async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
-        prompt, shared = await asyncio.to_thread(self._prompt, request)
+        prompt, shared, sampler = await asyncio.to_thread(self._prepare, request)
         if len(prompt) >= self._context.tokens:
             raise RequestRefused(
                 f"The prompt has {len(prompt)} tokens; this model reads {self._context.tokens}."
             )
         box = Mailbox.of_running_loop()
         text = TextAssembler(self._weights.piece, request.sampling.stop)
-        run = Run(request, prompt, shared, box, text)
+        run = Run(request, prompt, shared, sampler, box, text)
         if reason := run.ended_by(self._context.tokens):
             yield run.last(reason)
             return
@@ -85,11 +88,15 @@ class LlamaCppEngine:
         finally:
             self._batcher.cancel(run)
 
-    def _prompt(self, request: Request) -> tuple[list[int], int]:
-        """The prompt's tokens, and how many of the first are nobody's own words."""
+    def _prepare(self, request: Request) -> tuple[list[int], int, Sampler]:
+        """The prompt's tokens, how many of the first are nobody's own words, and the sampler."""
         segments = self._template.segments(request.turns)
         own = len(leading(segments, [turn.content for turn in request.turns[: request.common]]))
-        return self._weights.tokenize(segments), len(self._weights.tokenize(segments[:own]))
+        shared = len(self._weights.tokenize(segments[:own]))
+        sampler = Sampler(request.sampling, self._vocabulary)
+        for token in request.emitted:
+            sampler.accept(token)
+        return self._weights.tokenize(segments), shared, sampler
 
     def _tokens(self, turns: Sequence[Turn]) -> list[int]:
         return self._weights.tokenize(self._template.segments(turns))

@@ -42,6 +42,7 @@ WORDS = (
 ).split(" ")
 PIECES: list[bytes] = [bytes([value]) for value in range(256)]
 PIECES += [f" {word}".encode() for word in WORDS if word]
+LACKS = ("json_schema", "logprobs", "logit_bias")  # penalties and temperature it may ignore
 IDS = {piece: number for number, piece in enumerate(PIECES)}
 _SPLIT = re.compile(rb" [a-z]+|.", re.DOTALL)
 
@@ -76,6 +77,7 @@ class SimulatedEngine:
         return None
 
     async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
+        request.sampling.refuse(LACKS, "The simulated engine")
         prompt = self._prompt_tokens(request.turns)
         if prompt >= self._context:
             raise RequestRefused(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from inference.engines.batching import Run
+    from inference.engines.runs import Run
 
 WORTH_COPYING = 32  # tokens; copying a sequence costs about as much as evaluating half of them
 

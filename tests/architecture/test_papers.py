@@ -5,6 +5,8 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+from inference.engines.base import BIAS, BIASES, RANGES, Sampling
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOCKS = ("requirements.lock", "requirements-dev.lock", "deploy/node.lock")
 FROM_ENVIRONMENT = re.compile(r'(?:environ\.get|env_\w+)\(\s*"([A-Z_]+)"')
@@ -36,6 +38,20 @@ def test_the_dependencies_page_has_every_package_and_no_other():
     python = {re.split(r"[\[<>=]", requirement)[0] for requirement in wanted}
     front = json_dependencies()
     assert names_in_table("dependencies.md") == python | front
+
+
+def test_the_sampling_page_has_every_parameter_with_its_range_and_default():
+    page = (ROOT / "docs" / "sampling.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \|", page, re.MULTILINE)
+    ranges = {name: values for name, values, _ in rows}
+    assert list(ranges) == list(Sampling.__dataclass_fields__)
+    for name, (low, high) in RANGES.items():
+        assert ranges[name].removeprefix("none, ") == f"{low} to {high}"
+    plain = Sampling()
+    for name, _, default in rows:
+        if name not in ("seed", "max_tokens"):  # resolved by Release.sampling_for
+            assert default == str(getattr(plain, name) if name in RANGES else "none").lower()
+    assert f"{-BIAS} to {BIAS}}}, up to {BIASES}" in ranges["logit_bias"]
 
 
 def json_dependencies() -> set[str]:

@@ -60,7 +60,7 @@ def test_too_little_disk_is_told_before_anything_is_installed(tmp_path: Path):
     ],
 )
 def test_what_a_step_failed_of_is_told_in_a_sentence(output: str, sentence: str):
-    explain = runpy.run_path(str(ROOT / "deploy" / "install.py"))["explain"]
+    explain = runpy.run_path(str(ROOT / "deploy" / "running.py"))["explain"]
     assert sentence in explain("A step", output)
 
 

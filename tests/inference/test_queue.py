@@ -1,5 +1,6 @@
 """Who gets a run, for how long, and what happens when they do not come back."""
 
+import json
 from datetime import timedelta
 from threading import Barrier, Thread
 from uuid import UUID, uuid4
@@ -9,6 +10,7 @@ from django.db import IntegrityError, connection
 from django.db.models.functions import Now
 
 from accounts.models import Tier, User
+from inference.engines.base import Sampling
 from inference.models import Generation, Release
 from inference.queue import LEASE
 
@@ -180,3 +182,11 @@ def test_the_events_of_a_long_ended_run_expire_and_its_text_stays(alice: User, r
     Generation.objects.expire_logs()
     run.refresh_from_db()
     assert (run.log.read(0, 0), run.text) == ([], "kept")
+
+
+def test_a_frozen_schema_keeps_the_order_of_its_properties(alice: User, release: Release):
+    schema = {"type": "object", "properties": {"long": {}, "b": {}, "a": {}}}
+    run = enqueue(alice, release, parameters={"json_schema": schema})
+    run = Generation.objects.get(pk=run.pk)
+    frozen = Sampling.from_parameters(run.prompt.parameters).json_schema
+    assert list(json.loads(frozen)["properties"]) == ["long", "b", "a"]

@@ -1,8 +1,9 @@
 """Which slot a run gets, and what it finds there."""
 
-from inference.engines.base import Request, Turn
-from inference.engines.batching import Run
+from inference.engines.base import Request, Sampling, Turn
 from inference.engines.mail import Mailbox
+from inference.engines.runs import Run
+from inference.engines.sampler import Sampler, Vocabulary
 from inference.engines.slots import Slot, place
 from inference.engines.text import TextAssembler
 
@@ -12,7 +13,8 @@ LONG = list(range(100, 200))
 async def run(prompt: list[int], scope: str = "alice", shared: int = 0) -> Run:
     request = Request((Turn("user", ""),), scope=scope)
     text = TextAssembler(lambda token: b"x")
-    return Run(request, prompt, shared, Mailbox.of_running_loop(), text)
+    sampler = Sampler(Sampling(), Vocabulary(9, lambda token: b"x", lambda token: False))
+    return Run(request, prompt, shared, sampler, Mailbox.of_running_loop(), text)
 
 
 async def test_a_run_goes_where_its_beginning_is():
