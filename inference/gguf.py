@@ -182,14 +182,16 @@ class _Reader:
         block, size = BLOCKS[kind]
         if min(shape) < 1 or shape[0] % block or offset % alignment:
             raise _Broken("is broken: a tensor has an impossible shape or place")
-        return int(offset) + math.prod(shape) // block * size
+        end: int = offset + math.prod(shape) // block * size
+        return end
 
 
 def _alignment(metadata: dict[str, Any]) -> int:
     found = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(found, int) or found & (found - 1) or not 8 <= found <= 1 << 20:
         raise _Broken("is broken: its alignment is not a power of two")
-    return found
+    power: int = found
+    return power
 
 
 def _check_meaning(header: Header) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from inference.engines.base import EngineError, Request, Sampling, Turn
 from inference.engines.renderer import limit
 from inference.engines.template import PASSED_ON
+from inference.gguf import read_header
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT_TOKENS = 2048
@@ -27,12 +28,18 @@ REFUSED = 3
 
 
 def prove(path: Path, sha256: str, stamps: Path) -> None:
-    """Load the file in a child, unless it has survived that here with this build of llama.cpp.
+    """Check the file and load it in a child, unless it survived that with this llama.cpp before.
 
     Raises EngineError. What was survived is remembered in the folder `stamps`.
     """
-    stamp = stamps / _key(path, sha256)
+    try:
+        stamp = stamps / _key(path, sha256)
+    except OSError as error:
+        raise EngineError(
+            f"The model file {path.name} cannot be read: {error.strerror}."
+        ) from error
     if not stamp.exists():
+        read_header(path)
         _try(path)
         stamps.mkdir(parents=True, exist_ok=True)
         stamp.touch()

@@ -64,7 +64,7 @@ def test_a_load_without_end_is_ended(tmp_path, stamps, monkeypatch: Any):
 
 def test_what_survived_is_not_tried_again_until_it_is_exchanged(tmp_path, stamps, tries):
     path = tmp_path / "model.gguf"
-    path.write_bytes(b"one")
+    path.write_bytes(gguf())
     prove(path, "abc", stamps)
     prove(path, "abc", stamps)
     assert len(tries) == 1
@@ -75,7 +75,7 @@ def test_what_survived_is_not_tried_again_until_it_is_exchanged(tmp_path, stamps
 
 def test_another_build_of_the_library_tries_again(tmp_path, stamps, tries, monkeypatch):
     path = tmp_path / "model.gguf"
-    path.write_bytes(b"one")
+    path.write_bytes(gguf())
     prove(path, "abc", stamps)
     monkeypatch.setattr(trial, "version", lambda name: "99")
     prove(path, "abc", stamps)
