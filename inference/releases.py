@@ -16,6 +16,7 @@ from django.db.models.functions import Now
 from inference import router
 from inference.engines.base import RequestRefused, Sampling
 from inference.gguf import read_header
+from inference.hashes import sha256_of
 
 if TYPE_CHECKING:
     from accounts.models import User
@@ -86,25 +87,31 @@ class Model(models.Model):
     def add_release(
         self,
         path: Path,
-        sha256: str,
         by: By,
         *,
+        sha256: str = "",
         context_tokens: int | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> "Release":
-        """Record a GGUF file in MODELS_DIR, which hashes to `sha256`, as a release.
+        """Record a GGUF file in MODELS_DIR as a release.
 
-        The context is what the model was trained with and the parameters those of the newest
-        release, unless given. The same file with the same settings is the same release.
+        Its hash is computed, the context is what the model was trained with and the parameters
+        those of the newest release, unless given. The same file with the same settings is the
+        same release.
         Raises EngineError for a broken file.
         """
         header = read_header(path)
         newest = self.releases.order_by("-version").first()
         context = context_tokens or header.context_tokens or settings.CONTEXT_TOKENS
         defaults = newest.parameters if newest and parameters is None else dict(parameters or {})
-        same = {"engine": "llama_cpp", "weights_sha256": sha256, "context_tokens": context}
+        same = {
+            "engine": "llama_cpp",
+            "weights_sha256": sha256 or sha256_of(path),
+            "context_tokens": context,
+            "parameters": defaults,
+        }
         return self.record(
-            {**same, "parameters": defaults},
+            same,
             by,
             weights_file=str(path.relative_to(settings.MODELS_DIR)),
             weights_bytes=path.stat().st_size,
@@ -279,6 +286,11 @@ class Release(models.Model):
         event = promoted.select_related("replaced__model").order_by("-id").first()
         return event.replaced if event else None
 
+    def last_fault(self) -> str:
+        """Why it could not be loaded the last time that happened."""
+        event = self.events.filter(action=ReleaseEvent.Action.BREAK).order_by("-id").first()
+        return event.note if event else ""
+
     def examine(self) -> None:
         """Raises EngineError unless its file is whole, sane and survives a load in a child."""
         from inference.engines.trial import prove  # not in the web process: it brings Jinja
@@ -303,7 +315,7 @@ class Release(models.Model):
         if Worker.objects.living().filter(release=self, state=Worker.State.READY).exists():
             return  # elsewhere it loads: the fault is this machine's
         self._set(warm_until=None)
-        self.note(ReleaseEvent.Action.BREAK, "worker", from_state=self.state, note=reason)
+        self.note(ReleaseEvent.Action.BREAK, "worker", from_state=self.state, note=reason[:300])
         runs = Generation.objects.filter(release=self)
         if self.state != self.State.LIVE:
             runs.fail_unheld("The model that was to write this could not be loaded.")

@@ -137,7 +137,7 @@ def file(tmp_path, settings):
 
 
 def test_a_file_is_recorded_with_what_its_header_says(release, file):
-    added = release.model.add_release(file, "5" * 64, "test", parameters={"temperature": 0.1})
+    added = release.model.add_release(file, "test", parameters={"temperature": 0.1})
     assert (added.state, added.version, added.context_tokens) == ("candidate", 2, 512)
     assert (added.weights_file, added.weights_bytes) == ("tuned.gguf", file.stat().st_size)
     assert len(added.template_sha256) == 64
@@ -146,10 +146,10 @@ def test_a_file_is_recorded_with_what_its_header_says(release, file):
 
 def test_the_same_file_and_settings_are_the_same_release_and_others_another(release, file):
     model = release.model
-    first = model.add_release(file, "5" * 64, "test")
-    assert model.add_release(file, "5" * 64, "test") == first
-    assert model.add_release(file, "5" * 64, "test", context_tokens=256).version == 3
-    assert model.add_release(file, "5" * 64, "test", parameters={"top_k": 3}).version == 4
+    first = model.add_release(file, "test")
+    assert model.add_release(file, "test") == first
+    assert model.add_release(file, "test", context_tokens=256).version == 3
+    assert model.add_release(file, "test", parameters={"top_k": 3}).version == 4
 
 
 def test_the_catalogues_new_weights_wait_for_a_promotion(release):
@@ -202,5 +202,5 @@ def test_broken_files_are_not_recorded(release, file):
 
     file.write_bytes(gguf({**METADATA, "general.alignment": 3}))
     with pytest.raises(EngineError, match="power of two"):
-        release.model.add_release(file, "5" * 64, "test")
+        release.model.add_release(file, "test")
     assert states(release) == ["live"]

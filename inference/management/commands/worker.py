@@ -44,12 +44,17 @@ def served_release() -> Release:
     return release
 
 
+def named_model(slug: str) -> Model:
+    model = Model.objects.filter(slug=slug).first()
+    if model is None:
+        raise CommandError(f"{slug!r} has no release here. See: ./manage.py models list")
+    return model
+
+
 def named_release(name: str) -> Release:
     """The release SLUG@VERSION, or SLUG's newest. Raises CommandError."""
     slug, _, version = name.partition("@")
-    model = Model.objects.filter(slug=slug).first()
-    if model is None:
-        raise CommandError(f"There is no model {slug!r} here. See: ./manage.py models list")
+    model = named_model(slug)
     if version and not version.isdigit():
         raise CommandError(f"{name!r} is not the name of a release, such as {slug}@2.")
     try:
