@@ -48,7 +48,7 @@ def test_a_file_with_the_right_hash_becomes_a_release(server, settings):
     release = Release.objects.get()
     assert (release.name, release.state, release.model.title) == ("tiny@1", "live", "Tiny")
     assert (release.weights_sha256, release.context_tokens) == (SHA256, 256)
-    assert release.events.get().by.startswith("pull (")
+    assert release.events.get().by.startswith("manage.py models pull (")
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_was(server):

@@ -138,7 +138,8 @@ class Command(BaseCommand):
     def _pull_from(self, written: str, **options: Any) -> None:
         order = Pull.of(written, **options)
         self.say(f"Fetching {order.path.name} from {written}")
-        release = order.run(Bar("Downloading", sys.stderr), Bar("Unpacking", sys.stderr), by="pull")
+        bars = Bar("Downloading", sys.stderr), Bar("Unpacking", sys.stderr)
+        release = order.run(*bars, by=BY.format("pull"))
         self.say(f"{order.path.name} is here, and it loads (SHA-256 {release.weights_sha256}).")
         self.say(f"Release {release.name} is recorded ({release.state}).")
 
