@@ -252,7 +252,7 @@ class Message(models.Model):
         """Queue an answer to this question; returns the message that will show it, not stored."""
         from chats.prompt import window
 
-        release = Release.objects.serving()
+        release = Release.objects.serving(self.chat.user)
         if release is None:
             raise NoModel
         seen = window(self, release)
@@ -325,7 +325,7 @@ class Message(models.Model):
         ended = self.generation
         if ended is None or not ended.can_continue:
             raise CannotContinue
-        if ended.release.state != Release.State.LIVE:
+        if ended.release.state == Release.State.RETIRED:
             raise NoModel("The model that wrote this is no longer served. Answer again instead.")
         return Generation.objects.enqueue(
             user=self.chat.user,
@@ -334,6 +334,7 @@ class Message(models.Model):
             parameters=ended.prompt.parameters,
             left_out_before=ended.prompt.left_out_before,
             lengthens=ended,
+            arm=ended.arm,
             purpose=ended.purpose,
             branch=ended.branch,
         )

@@ -41,6 +41,7 @@ def ask_for_title(answer: Message) -> Generation | None:
             return Generation.objects.enqueue(
                 user=chat.user,
                 release=answer.generation.release,
+                arm=answer.generation.arm,
                 messages=prompt(question.text),
                 parameters=PARAMETERS,
                 purpose=Generation.Purpose.TITLE,

@@ -63,7 +63,7 @@ def find_chat(request: HttpRequest, chat_id: UUID) -> Chat:
 
 
 def _page(request: HttpRequest, template: str, context: Any, status: int) -> HttpResponse:
-    release = Release.objects.serving()
+    release = Release.objects.serving(request.user)
     shared = {
         "release": release,
         "model": release.model if release else None,

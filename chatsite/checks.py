@@ -14,10 +14,11 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as Advice
-from django.db import connection
+from django.db import DatabaseError, connection
 
 from inference import doorbell
 from inference.catalogue import CATALOGUE
+from inference.management.commands.worker import names
 
 SETTINGS_PAGE = "docs/settings.md"
 OLDEST_SQLITE = (3, 35)  # UPDATE … RETURNING
@@ -53,17 +54,28 @@ def data_folder(**_: Any) -> Sequence[CheckMessage]:
     return found
 
 
+@register(Tags.database)
+def model_is_known(databases: Any = None, **_: Any) -> Sequence[CheckMessage]:
+    """chatsite.W003: what people get is in the catalogue, or somebody has pulled it."""
+    if not databases:  # only a check that may ask the database can know
+        return []
+    try:
+        known = {*CATALOGUE, *names()}
+    except DatabaseError:
+        known = {*CATALOGUE}
+    if settings.MODEL in known:
+        return []
+    hint = _hint(f"Known models: {', '.join(sorted(known))}.", "model")
+    return [Advice(f"MODEL={settings.MODEL} is unknown.", hint=hint, id="chatsite.W003")]
+
+
 @register()
 def model_file(**_: Any) -> Sequence[CheckMessage]:
-    """chatsite.W003, W004 and W005: the model people get is known, here, and of the right size."""
+    """chatsite.W004 and W005: the catalogue's model is here, and of the right size."""
     entry = CATALOGUE.get(settings.MODEL)
-    if entry is None:
-        known = ", ".join(CATALOGUE)
-        hint = _hint(f"Known models: {known}.", "model")
-        return [Advice(f"MODEL={settings.MODEL} is unknown.", hint=hint, id="chatsite.W003")]
-    file = settings.MODELS_DIR / entry.file_name
-    if not entry.source:
+    if entry is None or not entry.source:
         return []
+    file = settings.MODELS_DIR / entry.file_name
     hint = _hint(f"Run: ./manage.py models pull {entry.slug}", "model")
     if not file.exists():
         message = f"The model file {entry.file_name} is not in {settings.MODELS_DIR}."

@@ -1,6 +1,6 @@
-"""`manage.py serve`: keeps one web process and one worker process running, and ends them together.
+"""`manage.py serve`: keeps the web process and the workers running, and ends them together.
 
-If this process dies without a word (kill -9), both children see the end of the lifeline pipe
+If this process dies without a word (kill -9), all children see the end of the lifeline pipe
 and end by themselves; the lock on the data goes with the last of them.
 """
 
@@ -20,7 +20,6 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
-from uuid import UUID, uuid4
 
 from django.conf import settings
 from django.contrib.sessions.backends.db import SessionStore
@@ -28,15 +27,13 @@ from django.db import Error as DatabaseError
 from django.db import connection
 
 from chats.purge import purge_deleted
-from inference.management.commands.worker import EXIT_UNUSABLE
-from inference.models import Generation, Worker
+from chatsite.children import Child, Crew, bury
+from inference.models import Worker
 
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 25.0
 HOUSE_SECONDS = 3600.0
-VERIFY = "./manage.py models verify"
-RESTART_PAUSE = 1.0  # before another start of something that did not live ten seconds
 BASE = Path(settings.BASE_DIR)
 ANY_ADDRESS = {"0.0.0.0", "::", ""}  # noqa: S104 (recognised here, not bound to)
 
@@ -121,34 +118,9 @@ def check_port() -> None:
 
 
 @dataclass(slots=True)
-class Child:
-    """A process to keep running. `died` is told the exit code before a new start."""
-
-    name: str
-    start: Callable[[], subprocess.Popen[bytes]]
-    died: Callable[[int], None] = lambda code: None
-    process: subprocess.Popen[bytes] | None = None
-    started_at: float = 0.0
-    restart_at: float = 0.0
-
-    def ensure(self) -> None:
-        """Start it if it is not running (after a pause, if it died young)."""
-        if self.process is not None and (code := self.process.poll()) is not None:
-            self.process = None
-            young = time.monotonic() - self.started_at < 10
-            self.restart_at = time.monotonic() + (RESTART_PAUSE if young else 0)
-            self.died(code)
-        if self.process is None and time.monotonic() >= self.restart_at:
-            self.started_at = time.monotonic()
-            self.process = self.start()
-
-
-@dataclass(slots=True)
 class Supervisor:
     lock: int
-    boot_id: UUID = field(default_factory=uuid4)
     stopping: bool = False
-    ever_ready: bool = False
     failure: str = ""
     on_ready: Callable[[], None] = lambda: None
     is_ready: bool = False
@@ -161,27 +133,32 @@ class Supervisor:
             signal.signal(number, self._stop)
         self._void_leases_of_earlier_runs()
         reader, writer = os.pipe()
-        children = [
-            Child("web", lambda: self._start_web(reader)),
-            Child("worker", lambda: self._start_worker(reader), self._worker_died),
-        ]
+        web = Child(lambda: self._start_web(reader))
+        crew = Crew(lambda words, names: self._manage(words, names, reader))
         while not self.stopping:
-            for child in children:
-                child.ensure()
+            web.ensure()
+            crew.ensure()
             self._keep_house()
-            self._tell_when_ready()
+            self._tell_when_ready(crew)
+            self._stop_if_hopeless(crew)
             time.sleep(0.05)
-        self._end(children)
+        self._end([*([web.process] if web.process else []), *crew.processes])
         os.close(writer)
         if self.failure:
             raise CannotServe(self.failure)
 
-    def _tell_when_ready(self) -> None:
+    def _stop_if_hopeless(self, crew: Crew) -> None:
+        if crew.is_hopeless:
+            self.stopping = True
+            self.failure = (
+                "The model could not be loaded (see above). Run: ./manage.py models verify"
+            )
+
+    def _tell_when_ready(self, crew: Crew) -> None:
         if not self.is_ready and time.monotonic() > self.looked_at + 0.25:
             self.looked_at = time.monotonic()
-            ready = Worker.objects.filter(boot_id=self.boot_id, state=Worker.State.READY)
             with contextlib.suppress(DatabaseError):
-                self.is_ready = is_listening(address_to_show()) and ready.exists()
+                self.is_ready = is_listening(address_to_show()) and crew.is_ready()
             if self.is_ready:
                 connection.close()
                 self.on_ready()
@@ -205,28 +182,16 @@ class Supervisor:
     def _void_leases_of_earlier_runs(self) -> None:
         """We hold the lock, so no worker of this installation is alive."""
         for worker in Worker.objects.filter(node=Worker.this_node()).exclude(state="gone"):
-            self._bury(worker.boot_id)
-
-    def _bury(self, boot_id: UUID) -> None:
-        """Free what a dead worker held; with the database away, its leases just run out."""
-        try:
-            worker = Worker.objects.filter(boot_id=boot_id).exclude(state=Worker.State.LOADING)
-            self.ever_ready = self.ever_ready or worker.exists()
-            Worker.objects.filter(boot_id=boot_id).update(state=Worker.State.GONE)
-            Generation.objects.void_leases(boot_id)
-        except DatabaseError:
-            log.exception("The dead worker's answers could not be freed at once.")
-        finally:
-            connection.close()
+            bury(worker.boot_id)
 
     def _start_web(self, lifeline: int) -> subprocess.Popen[bytes]:
         gunicorn = [sys.executable, "-m", "gunicorn", "-c", str(BASE / "deploy/gunicorn.conf.py")]
         return self._spawn(gunicorn, {}, lifeline)
 
-    def _start_worker(self, lifeline: int) -> subprocess.Popen[bytes]:
-        self.boot_id = uuid4()
-        worker = [sys.executable, str(BASE / "manage.py"), "worker"]
-        return self._spawn(worker, {"CHATSITE_BOOT_ID": str(self.boot_id)}, lifeline)
+    def _manage(
+        self, words: list[str], environment: dict[str, str], lifeline: int
+    ) -> subprocess.Popen[bytes]:
+        return self._spawn([sys.executable, str(BASE / "manage.py"), *words], environment, lifeline)
 
     def _spawn(
         self, command: list[str], environment: dict[str, str], lifeline: int
@@ -239,16 +204,7 @@ class Supervisor:
             start_new_session=True,  # Ctrl-C reaches us alone; we end the children in order
         )
 
-    def _worker_died(self, code: int) -> None:
-        self._bury(self.boot_id)
-        if code == EXIT_UNUSABLE and not self.ever_ready:
-            self.failure = (
-                "The model could not be loaded (see above). Run: ./manage.py models verify"
-            )
-            self.stopping = True
-
-    def _end(self, children: list[Child]) -> None:
-        running = [child.process for child in children if child.process]
+    def _end(self, running: list[subprocess.Popen[bytes]]) -> None:
         for process in running:
             process.terminate()
         deadline = time.monotonic() + GRACE_SECONDS

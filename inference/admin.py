@@ -1,8 +1,10 @@
 """Models, releases, workers and runs, for staff."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
@@ -10,7 +12,11 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from accounts.admin import RecordAdmin
-from inference.models import Chunk, Generation, Model, Prompt, Release, Worker
+from accounts.models import User
+from inference.aliases import Alias, AliasArm
+from inference.audit import ReleaseEvent
+from inference.models import Chunk, Generation, Prompt, Worker
+from inference.releases import LEARNT, Model, Release, ReleaseError
 
 
 def link(row: Any, text: str = "") -> SafeString:
@@ -19,12 +25,18 @@ def link(row: Any, text: str = "") -> SafeString:
     return format_html('<a href="{}">{}</a>', page, text or str(row))
 
 
+def staff(request: HttpRequest) -> User:
+    assert isinstance(request.user, User)
+    return request.user
+
+
 @admin.register(Model)
 class ModelAdmin(admin.ModelAdmin):
     list_display = ("slug", "title", "is_enabled", "live_releases", "created_at")
     list_filter = ("is_enabled",)
     search_fields = ("slug", "title", "description")
     readonly_fields = ("created_at",)
+    actions = ("roll_back",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Model]:
         live = Count("releases", filter=Q(releases__state=Release.State.LIVE))
@@ -35,6 +47,12 @@ class ModelAdmin(admin.ModelAdmin):
     def live_releases(self, model: Any) -> int:
         return int(model.live)
 
+    @admin.action(description="Roll back to what was live before", permissions=["change"])
+    def roll_back(self, request: HttpRequest, models: QuerySet[Model]) -> None:
+        for model in models:
+            done = f"{model} is rolled back."
+            tell(self, request, partial(model.roll_back, staff(request)), done)
+
 
 @admin.register(Release)
 class ReleaseAdmin(admin.ModelAdmin):
@@ -44,19 +62,74 @@ class ReleaseAdmin(admin.ModelAdmin):
     list_filter = ("state", "engine", "model")
     list_select_related = ("model",)
     search_fields = ("model__slug", "weights_file", "weights_sha256")
-    actions = ("put_live", "retire")
+    actions = ("promote", "retire", "warm")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        fixed = [field.name for field in Release._meta.fields if field.name not in ("id", "state")]
-        return fixed if obj else ["created_at"]
+        every = [field.name for field in Release._meta.fields if field.name != "id"]
+        return every if obj else ["state", "warm_until", "created_at", *LEARNT]
 
-    @admin.action(description="Put live: people get the highest live version")
-    def put_live(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
-        releases.update(state=Release.State.LIVE)
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        if not change:
+            obj.note(ReleaseEvent.Action.ADD, staff(request))
 
-    @admin.action(description="Retire: nobody gets it any more")
+    @admin.action(description="Promote: people get it", permissions=["change"])
+    def promote(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
+        for release in releases:
+            tell(self, request, partial(release.promote, staff(request)), f"{release} is live.")
+
+    @admin.action(description="Retire: nobody gets it any more", permissions=["change"])
     def retire(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
-        releases.update(state=Release.State.RETIRED)
+        for release in releases:
+            tell(self, request, partial(release.retire, staff(request)), f"{release} is retired.")
+
+    @admin.action(description="Warm: load it ahead of a promotion", permissions=["change"])
+    def warm(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
+        for release in releases:
+            tell(self, request, partial(release.warm, staff(request)), f"{release} will be loaded.")
+
+
+def tell(page: Any, request: HttpRequest, act: Callable[[], object], done: str) -> None:
+    """Do it, and say that it is done or why it cannot be."""
+    try:
+        act()
+    except ReleaseError as error:
+        page.message_user(request, str(error), messages.ERROR)
+    else:
+        page.message_user(request, done)
+
+
+@admin.register(ReleaseEvent)
+class ReleaseEventAdmin(RecordAdmin):
+    """The audit trail: nobody changes or deletes it."""
+
+    list_display = ("at", "action", "release", "from_state", "replaced", "by", "note")
+    list_filter = ("action", "release__model")
+    list_select_related = ("release__model", "replaced__model")
+    search_fields = ("=by", "release__model__slug", "note")
+    date_hierarchy = "at"
+    ordering = ("-id",)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class ArmInline(admin.TabularInline):
+    model = AliasArm
+    extra = 1
+
+
+@admin.register(Alias)
+class AliasAdmin(admin.ModelAdmin):
+    list_display = ("slug", "title", "is_enabled")
+    search_fields = ("slug", "title")
+    inlines = (ArmInline,)
+
+
+@admin.register(AliasArm)
+class AliasArmAdmin(admin.ModelAdmin):
+    list_display = ("alias", "model", "release", "weight")
+    list_select_related = ("alias", "model", "release__model")
 
 
 @admin.register(Worker)
@@ -74,7 +147,7 @@ class GenerationAdmin(RecordAdmin):
     list_display = (
         "id",
         "person",
-        "release",
+        "arm",
         "purpose",
         "status",
         "queued_at",

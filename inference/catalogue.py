@@ -72,32 +72,22 @@ _ENTRIES = (
 CATALOGUE: Mapping[str, Entry] = MappingProxyType({entry.slug: entry for entry in _ENTRIES})
 
 
-def register(entry: Entry) -> "Release":
-    """The release that runs this entry, made and put live the first time. Safe to repeat.
+def register(entry: Entry, by: str = "serve") -> "Release":
+    """The release that runs this entry, made the first time. Safe to repeat.
 
     A release is known by its engine and the hash of its weights, so that new weights make a
     new version of the model and never change an old one.
     """
-    from django.db import transaction
+    from inference.models import Model
 
-    from inference.models import Model, Release
-
-    with transaction.atomic():
-        model, _ = Model.objects.get_or_create(
-            slug=entry.slug, defaults={"title": entry.title, "description": entry.description}
-        )
-        # Locked so that two processes starting at once make one release.
-        Model.objects.select_for_update().get(pk=model.pk)
-        release = model.releases.filter(
-            engine=entry.engine, weights_sha256=entry.file_sha256
-        ).first()
-        return release or model.releases.create(
-            version=model.releases.count() + 1,
-            engine=entry.engine,
-            weights_file=entry.file_name,
-            weights_sha256=entry.file_sha256,
-            weights_bytes=entry.file_bytes,
-            context_tokens=entry.context_tokens,
-            parameters=dict(entry.parameters),
-            state=Release.State.LIVE,
-        )
+    model, _ = Model.objects.get_or_create(
+        slug=entry.slug, defaults={"title": entry.title, "description": entry.description}
+    )
+    return model.record(
+        {"engine": entry.engine, "weights_sha256": entry.file_sha256},
+        by,
+        weights_file=entry.file_name,
+        weights_bytes=entry.file_bytes,
+        context_tokens=entry.context_tokens,
+        parameters=dict(entry.parameters),
+    )

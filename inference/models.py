@@ -1,101 +1,31 @@
-"""Models people can pick, their releases, the workers that run them, and durable generations."""
+"""The workers that run releases, and durable generations; releases have a module of their own."""
 
 import platform
-import secrets
 from datetime import timedelta
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from django.conf import settings
-from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models.functions import Now
 
 from accounts.ids import uuid7
-from inference.engines.base import RequestRefused, Sampling
+from inference.aliases import Alias, AliasArm
+from inference.audit import ReleaseEvent
 from inference.queue import GenerationQuerySet
+from inference.releases import Model, Release
 from inference.tokenlog import DatabaseLog
 
-
-class Model(models.Model):
-    """A name people choose; what answers is one of its releases."""
-
-    slug = models.SlugField(max_length=80, unique=True)
-    title = models.CharField(max_length=120)
-    description = models.CharField(max_length=240, blank=True)
-    is_enabled = models.BooleanField(default=True)
-    created_at = models.DateTimeField(auto_now_add=True)
-
-    class Meta:
-        ordering: ClassVar = ["slug"]
-
-    def __str__(self) -> str:
-        return self.title
-
-    def live_release(self) -> "Release | None":
-        return self.releases.filter(state=Release.State.LIVE).order_by("-version").first()
-
-
-class ReleaseQuerySet(models.QuerySet["Release"]):
-    def serving(self) -> "Release | None":
-        """What answers people who did not choose: the newest live release of MODEL."""
-        # Raw SQL because every send waits for it: see GenerationQuerySet.claim.
-        live = """
-            SELECT r.* FROM inference_release r JOIN inference_model m ON m.id = r.model_id
-            WHERE m.slug = %s AND m.is_enabled AND r.state = 'live'
-            ORDER BY r.version DESC LIMIT 1
-        """
-        return next(iter(self.raw(live, [settings.MODEL])), None)
-
-
-class Release(models.Model):
-    """An immutable build of a model: these weights, this engine, these defaults."""
-
-    class State(models.TextChoices):
-        CANDIDATE = "candidate"
-        LIVE = "live"
-        RETIRED = "retired"
-
-    model = models.ForeignKey(Model, on_delete=models.PROTECT, related_name="releases")
-    version = models.PositiveIntegerField()
-    engine = models.CharField(max_length=40, help_text="llama_cpp, simulated")
-    weights_file = models.CharField(max_length=255, blank=True, help_text="Relative to MODELS_DIR")
-    weights_sha256 = models.CharField(max_length=64, blank=True)
-    weights_bytes = models.PositiveBigIntegerField(default=0)
-    context_tokens = models.PositiveIntegerField()
-    parameters = models.JSONField(default=dict, blank=True, help_text="Sampling defaults")
-    price_input = models.DecimalField(max_digits=12, decimal_places=6, default=0)
-    price_cached = models.DecimalField(max_digits=12, decimal_places=6, default=0)
-    price_output = models.DecimalField(max_digits=12, decimal_places=6, default=0)
-    state = models.CharField(max_length=10, choices=State, default=State.CANDIDATE)
-    created_at = models.DateTimeField(auto_now_add=True)
-
-    objects = ReleaseQuerySet.as_manager()
-
-    class Meta:
-        constraints: ClassVar = [
-            models.UniqueConstraint(fields=["model", "version"], name="one_release_per_version"),
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.model.slug} v{self.version}"
-
-    def sampling_for(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """These parameters over this release's defaults, with a seed drawn if none was given.
-
-        Raises RequestRefused for an unknown name or a value out of range.
-        """
-        drawn = {"seed": secrets.randbits(48), "max_tokens": settings.MAX_ANSWER_TOKENS}
-        resolved = {**drawn, **self.parameters, **parameters}
-        sampling = Sampling.from_parameters(resolved)
-        if sampling.json_schema:  # as text: a JSON column may change the order of its properties
-            resolved["json_schema"] = sampling.json_schema
-        return resolved
-
-    def clean(self) -> None:
-        try:
-            self.sampling_for({})
-        except RequestRefused as error:
-            raise ValidationError({"parameters": str(error)}) from error
+__all__ = [
+    "Alias",
+    "AliasArm",
+    "Chunk",
+    "Generation",
+    "Model",
+    "Prompt",
+    "Release",
+    "ReleaseEvent",
+    "Worker",
+]
 
 
 class WorkerQuerySet(models.QuerySet["Worker"]):
@@ -169,6 +99,9 @@ class Generation(models.Model):
         settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="generations"
     )
     release = models.ForeignKey(Release, on_delete=models.PROTECT, related_name="generations")
+    arm = models.CharField(
+        max_length=200, blank=True, help_text="How this release was chosen: alias/model version"
+    )
     purpose = models.CharField(max_length=10, choices=Purpose, default=Purpose.CHAT)
     branch = models.CharField(max_length=64, blank=True, help_text="At most one active run each")
     priority = models.PositiveSmallIntegerField(default=10)

@@ -43,9 +43,19 @@ class GenerationQuerySet(QuerySet["Generation"]):
         return self.unheld().filter(fruitless_attempts__gte=self.model.MAX_FRUITLESS_ATTEMPTS)
 
     def fail_exhausted(self) -> None:
-        for run in self.exhausted():
+        self.exhausted().fail_unheld("The model stopped working at this point three times.")
+
+    def fail_unheld(self, reason: str) -> None:
+        """End those that no living worker holds."""
+        for run in self.unheld():
             # Ends in a transaction of its own: one that cannot be ended holds up no other.
-            run.log.end_unclaimed("failed", "The model stopped working at this point three times.")
+            run.log.end_unclaimed("failed", reason)
+
+    def move_unstarted(self, release: "Release") -> None:
+        """Those that no worker has begun are answered by another release of their model."""
+        moved = self.filter(status="queued", fence=0, inherited_tokens=0)
+        if moved.update(release=release, arm=str(release)):
+            doorbell.ring("work")
 
     def in_queue_order(self) -> "GenerationQuerySet":
         return self.order_by("priority", "queued_at", "id")
@@ -69,10 +79,9 @@ class GenerationQuerySet(QuerySet["Generation"]):
         """
         from inference.models import Prompt
 
+        chosen = {"priority": user.priority, "arm": release.arm or str(release)}
         with transaction.atomic(savepoint=False):
-            generation = self.create(
-                user=user, release=release, **{"priority": user.priority, **fields}
-            )
+            generation = self.create(user=user, release=release, **{**chosen, **fields})
             Prompt.objects.create(
                 generation=generation,
                 messages=messages,

@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import UUID
 
 from django.conf import settings
+from django.db import Error as DatabaseError
 from django.db.models.functions import Now
 
 from inference import doorbell
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.2
 SWITCH_SECONDS = 0.0005  # how long the decode thread may wait for the others' Python, not 5 ms
+LOOK_SECONDS = 2.0
 
 
 def build_engine(release: Release) -> Engine:
@@ -59,7 +61,11 @@ class WorkerProcess:
         self._percent = 0
 
     async def run(self) -> None:
-        """Load, run until SIGTERM or the end of the lifeline, drain. Raises EngineError."""
+        """Load, run until there is a reason to stop, drain. Raises EngineError.
+
+        The reasons: SIGTERM, the end of the lifeline, and that nothing needs the release any
+        more: another one is live and the last of this one's runs has ended.
+        """
         await in_database(self._register)
         self._listen_for_the_end()
         started = time.monotonic()
@@ -74,9 +80,12 @@ class WorkerProcess:
             engine_build=self._engine.fingerprint()[:400],
             load_seconds=round(time.monotonic() - started, 3),
         )
+        await in_database(self._release.learn, self._engine.fingerprint())
+        looking = asyncio.create_task(self._stop_when_unwanted())
         running = asyncio.create_task(self._runner.run())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        looking.cancel()
         await self._set(state=Worker.State.DRAINING)
         await self._runner.drain(settings.DRAIN_SECONDS)
         await running
@@ -88,9 +97,20 @@ class WorkerProcess:
             boot_id=self._boot_id, node=Worker.this_node(), pid=os.getpid(), release=self._release
         )
 
+    async def _stop_when_unwanted(self) -> None:
+        wanted = Release.objects.wanted
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            with contextlib.suppress(DatabaseError):
+                # A run that is queued just now is not lost: it makes the release wanted again.
+                if not await in_database(lambda: wanted().filter(pk=self._release.pk).exists()):
+                    log.info("Nothing needs this release any more; its worker ends.")
+                    self._stop.set()
+
     async def _load(self) -> None:
         reporter = asyncio.create_task(self._report_progress())
         try:
+            await asyncio.to_thread(self._release.examine)
             await self._engine.start(self._progress)
         finally:
             reporter.cancel()

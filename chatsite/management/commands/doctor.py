@@ -19,7 +19,9 @@ from chatsite import health
 from chatsite.finders import NpmFinder
 from chatsite.supervisor import CannotServe, address_to_show, check_port, is_listening
 from inference.catalogue import CATALOGUE
-from inference.model_files import ModelFileError, verify
+from inference.model_files import of_entry, of_release, verify
+from inference.models import Release
+from inference.sources import ModelFileError
 
 OLDEST_PYTHON = (3, 11)
 ENOUGH_DISK_GB = 1.0
@@ -80,17 +82,25 @@ def database() -> Finding:
 
 
 def model_file() -> Finding:
+    try:
+        release = Release.objects.serving()
+    except DatabaseError:
+        release = None  # told above
     entry = CATALOGUE.get(settings.MODEL)
-    if entry is None:
+    if release:
+        wanted = of_release(release)
+    elif entry:
+        wanted = of_entry(entry, settings.MODELS_DIR)
+    else:
         known = ", ".join(CATALOGUE)
         return Finding(f"Model {settings.MODEL}", f"unknown; MODEL can be {known}")
-    if not entry.source:
-        return Finding(f"Model {entry.slug}, built in")
+    if not wanted.sha256:
+        return Finding(f"Model {settings.MODEL}, built in")
     try:
-        verify(entry, settings.MODELS_DIR)
+        verify(wanted)
     except ModelFileError as error:
-        return Finding(f"Model file of {entry.slug}", str(error))
-    return Finding(f"Model file of {entry.slug}, SHA-256 verified")
+        return Finding(f"Model file of {settings.MODEL}", str(error))
+    return Finding(f"Model file of {settings.MODEL}, SHA-256 verified")
 
 
 def llama_cpp() -> Finding:

@@ -12,6 +12,8 @@ from inference.catalogue import CATALOGUE, register
 from inference.management.commands.worker import served_release
 from inference.models import Release
 
+NOT_HERE = "The model is not here yet. Run: ./manage.py models pull {}"
+
 
 class Command(BaseCommand):
     help = "Serves the site and runs the model, as two supervised processes. Ctrl-C ends both."
@@ -50,16 +52,14 @@ def check_database() -> None:
 
 
 def check_model() -> None:
-    """The default model is registered and its file is where it should be."""
-    slug = settings.MODEL
-    if slug not in CATALOGUE:
-        raise CannotServe(f"There is no model {slug!r}. Known: {', '.join(sorted(CATALOGUE))}")
-    entry = CATALOGUE[slug]
-    if entry.file_name and not (settings.MODELS_DIR / entry.file_name).is_file():
-        raise CannotServe(f"The model is not here yet. Run: ./manage.py models pull {slug}")
-    if Release.objects.serving() is None:
+    """What people get is registered, and its file is where it should be."""
+    if Release.objects.serving() is None and (entry := CATALOGUE.get(settings.MODEL)):
+        if entry.file_name and not (settings.MODELS_DIR / entry.file_name).is_file():
+            raise CannotServe(NOT_HERE.format(settings.MODEL))
         register(entry)
     try:
-        served_release()
+        release = served_release()
     except CommandError as error:
         raise CannotServe(str(error)) from error
+    if release.weights_file and not release.weights_path.is_file():
+        raise CannotServe(NOT_HERE.format(release.model.slug))

@@ -1,17 +1,29 @@
-"""`manage.py models list | pull <model> | verify [model] | promote <model>`"""
+"""`manage.py models`: list, pull, verify, promote, rollback, retire, warm."""
 
 import sys
+import time
 from argparse import ArgumentParser
+from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
+from django.db.models import QuerySet
 from tqdm import tqdm
 
 from inference.catalogue import CATALOGUE, Entry, register
-from inference.model_files import ModelFileError, fetch, is_verified, path_of, verify
-from inference.models import Release
+from inference.engines.base import EngineError
+from inference.management.commands.worker import named_model, named_release
+from inference.model_files import Wanted, fetch, is_verified, of_entry, of_release, verify
+from inference.models import Release, Worker
+from inference.pulls import Pull
+from inference.releases import ReleaseError
+from inference.sources import EXAMPLES, ModelFileError
+
+BY = "manage.py models {}"
+POLL_SECONDS = 0.1
+NO_WORKER_SECONDS = 30.0  # a running site starts one within a second or two
 
 
 class Bar:
@@ -32,75 +44,161 @@ class Bar:
 
 
 class Command(BaseCommand):
-    help = "List the models this version knows, fetch a model file, or check one."
+    help = "List models and releases, fetch model files, choose which release people get."
     requires_system_checks: list[str] = []  # noqa: RUF012 - Django's own declaration
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         verbs = parser.add_subparsers(dest="verb", required=True)
         verbs.add_parser("list", help="what there is, and what is here")
-        pull = verbs.add_parser("pull", help="fetch a model file, check it, register the model")
-        pull.add_argument("model", choices=list(CATALOGUE))
+        pull = verbs.add_parser("pull", help="fetch a model file, check it, record a release")
+        pull.add_argument("source", help=f"a name from the list, or {EXAMPLES}")
+        pull.add_argument("--name", help="the model it is a release of, such as my-model")
+        pull.add_argument("--title", help="what people see")
+        pull.add_argument("--sha256", default="", help="what the file must hash to")
+        pull.add_argument("--trust-first-use", action="store_true", help="record any hash it has")
+        pull.add_argument("--context", type=int, help="tokens it may see; its own number if not")
         check = verbs.add_parser("verify", help="check model files against their hashes")
-        check.add_argument("model", nargs="?", choices=list(CATALOGUE))
-        promote = verbs.add_parser("promote", help="put a model's newest release live")
-        promote.add_argument("model")
+        check.add_argument("model", nargs="?")
+        rollback = verbs.add_parser("rollback", help="put live what the live release replaced")
+        rollback.add_argument("model")
+        for verb, what in {
+            "promote": "let people get a release",
+            "retire": "let nobody get a release any more",
+            "warm": "load a release ahead of a promotion, and wait until it is",
+        }.items():
+            named = verbs.add_parser(verb, help=what)
+            named.add_argument("release", help="SLUG@VERSION; SLUG is its newest")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            getattr(self, options["verb"])(options.get("model"))
-        except ModelFileError as error:
+            getattr(self, options["verb"])(**options)
+        except (ModelFileError, EngineError, ReleaseError) as error:
             raise CommandError(str(error)) from error
 
-    def list(self, _: None = None) -> None:
+    def say(self, sentence: str) -> None:
+        self.stdout.write(sentence)
+        self.stdout.flush()
+
+    # --- what there is --------------------------------------------------------------------
+    def list(self, **_: Any) -> None:
         for entry in CATALOGUE.values():
             size = f"{entry.file_bytes / 1e6:.0f} MB" if entry.file_name else "no file"
-            self.stdout.write(f"{entry.slug:<24} {_presence(entry):<9} {size:>8}  {entry.title}")
-            self.stdout.write(f"{'':<24} {entry.description} License: {entry.license}.")
+            self.say(f"{entry.slug:<24} {_presence(entry):<9} {size:>8}  {entry.title}")
+            self.say(f"{'':<24} {entry.description} License: {entry.license}.")
+        for release in _releases():
+            here = "" if not release.weights_file or release.weights_path.exists() else "not here"
+            size = f"{release.weights_bytes / 1e6:.0f} MB" if release.weights_file else "no file"
+            digest = release.weights_sha256[:12]
+            self.say(
+                f"{release.name:<24} {release.state:<9} {size:>8}  {release.engine} "
+                f"{digest} {release.weights_file} {here}".rstrip()
+            )
 
-    def pull(self, slug: str) -> None:
-        entry = CATALOGUE[slug]
+    def verify(self, model: str | None = None, **_: Any) -> None:
+        releases = list(_releases(model))
+        entries = [entry for entry in CATALOGUE.values() if entry.slug == (model or entry.slug)]
+        if not entries and not releases and model:
+            raise CommandError(f"There is no model {model!r}. See: ./manage.py models list")
+        files = [of_release(release) for release in releases if release.weights_file]
+        # Last, so that their cure is the one told; a name asked for has to be here.
+        files += [_of_entry(e) for e in entries if e.source and (model or _is_here(e))]
+        for file in {file.path: file for file in files}.values():
+            verify(file)
+            self.say(f"{file.path.name}: right")
+        if not files:
+            self.say(f"{model} has no file." if model else "No model file is here.")
+
+    # --- fetching -------------------------------------------------------------------------
+    def pull(self, source: str, **options: Any) -> None:
+        if source in CATALOGUE:
+            self._pull_known(CATALOGUE[source])
+        elif ":" in source:
+            self._pull_from(source, **options)
+        else:
+            known = ", ".join(CATALOGUE)
+            raise CommandError(f"There is no model {source!r}. Known: {known}. Or: {EXAMPLES}.")
+
+    def _pull_known(self, entry: Entry) -> None:
         if not entry.source:
-            self.stdout.write(f"{slug} needs no file.")
-        elif is_verified(entry, settings.MODELS_DIR):
-            self.stdout.write(f"{slug} is already here, verified.")
+            self.say(f"{entry.slug} needs no file.")
+        elif is_verified(_of_entry(entry)):
+            self.say(f"{entry.slug} is already here, verified.")
         else:
-            self._fetch(entry)
-        self._register(entry)
-
-    def _fetch(self, entry: Entry) -> None:
-        self.stdout.write(f"Fetching {entry.slug} ({entry.license}) from {entry.source}")
-        self.stdout.flush()
-        download, unpack = Bar("Downloading", sys.stderr), Bar("Unpacking", sys.stderr)
-        fetch(entry, settings.MODELS_DIR, download, unpack)
-        self.stdout.write(f"{entry.slug} is here, verified (SHA-256 {entry.file_sha256[:12]}…).")
-
-    def _register(self, entry: Entry) -> None:
+            self.say(f"Fetching {entry.slug} ({entry.license}) from {entry.source}")
+            bars = Bar("Downloading", sys.stderr), Bar("Unpacking", sys.stderr)
+            fetch(entry.source, _of_entry(entry), *bars)
+            self.say(f"{entry.slug} is here, verified (SHA-256 {entry.file_sha256[:12]}…).")
         try:
-            release = register(entry)
+            release = register(entry, BY.format("pull"))
         except DatabaseError:
-            self.stdout.write("The database has no tables yet; serve will register the model.")
+            self.say("The database has no tables yet; serve will register the model.")
         else:
-            self.stdout.write(f"Release {release} is registered ({release.state}).")
+            self.say(f"Release {release} is registered ({release.state}).")
 
-    def verify(self, slug: str | None) -> None:
-        entries = [CATALOGUE[slug]] if slug else [e for e in CATALOGUE.values() if _is_here(e)]
-        for entry in entries:
-            if entry.source:
-                verify(entry, settings.MODELS_DIR)
-            self.stdout.write(f"{entry.slug}: right")
-        if not entries:
-            self.stdout.write("No model file is here.")
+    def _pull_from(self, written: str, **options: Any) -> None:
+        order = Pull.of(written, **options)
+        self.say(f"Fetching {order.path.name} from {written}")
+        bars = Bar("Downloading", sys.stderr), Bar("Unpacking", sys.stderr)
+        release = order.run(*bars, by=BY.format("pull"))
+        self.say(f"{order.path.name} is here, and it loads (SHA-256 {release.weights_sha256}).")
+        self.say(f"Release {release.name} is recorded ({release.state}).")
 
-    def promote(self, slug: str) -> None:
-        release = Release.objects.filter(model__slug=slug).order_by("-version").first()
-        if release is None:
-            raise CommandError(f"{slug} has no release yet. Run: ./manage.py models pull {slug}")
-        Release.objects.filter(pk=release.pk).update(state=Release.State.LIVE)
-        self.stdout.write(f"Release {release} is live.")
+    # --- who gets what --------------------------------------------------------------------
+    def promote(self, release: str, **_: Any) -> None:
+        found = named_release(release)
+        found.examine()
+        found.promote(BY.format("promote"))
+        self.say(f"Release {found} is live.")
+
+    def rollback(self, model: str, **_: Any) -> None:
+        self.say(f"Release {named_model(model).roll_back(BY.format('rollback'))} is live again.")
+
+    def retire(self, release: str, **_: Any) -> None:
+        found = named_release(release)
+        found.retire(BY.format("retire"))
+        self.say(f"Release {found} is retired.")
+
+    def warm(self, release: str, **_: Any) -> None:
+        found = named_release(release)
+        found.warm(BY.format("warm"))
+        with tqdm(total=100, desc=f"Loading {found.name}", unit="%", file=sys.stderr) as bar:
+            _wait_until_loaded(found, lambda percent: bar.update(percent - bar.n))
+        self.say(f"Release {found} is loaded. Let people get it: promote {found.name}")
+
+
+def _wait_until_loaded(release: Release, progress: Callable[[int], object]) -> None:
+    """Until a worker is ready. Raises CommandError when none comes, or the file is broken."""
+    deadline = time.monotonic() + NO_WORKER_SECONDS
+    while True:
+        workers = list(Worker.objects.living().filter(release=release))
+        if any(worker.state == Worker.State.READY for worker in workers):
+            progress(100)
+            return
+        release.refresh_from_db(fields=["warm_until"])
+        if release.warm_until is None:
+            raise CommandError(f"{release} could not be loaded: {release.last_fault()}")
+        if not workers and time.monotonic() > deadline:
+            raise CommandError("No site is running on this data that could load it. Start it.")
+        progress(max((worker.percent_loaded for worker in workers), default=0))
+        time.sleep(POLL_SECONDS)
+
+
+def _releases(slug: str | None = None) -> QuerySet[Release]:
+    """All, or those of a model; none while the database has no tables."""
+    releases = Release.objects.select_related("model").order_by("model__slug", "version")
+    try:
+        releases.exists()
+    except DatabaseError:
+        return releases.none()
+    return releases.filter(model__slug=slug) if slug else releases
+
+
+def _of_entry(entry: Entry) -> Wanted:
+    return of_entry(entry, settings.MODELS_DIR)
 
 
 def _is_here(entry: Entry) -> bool:
-    return bool(entry.source) and path_of(entry, settings.MODELS_DIR).exists()
+    return bool(entry.source) and _of_entry(entry).path.exists()
 
 
 def _presence(entry: Entry) -> str:

@@ -1,4 +1,4 @@
-"""manage.py worker: run generations of one release until told to stop."""
+"""manage.py worker: run generations of one release until told to stop, or nothing needs it."""
 
 import os
 from typing import Any
@@ -6,14 +6,21 @@ from uuid import UUID, uuid4
 
 import uvloop
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError
 
+from inference.catalogue import CATALOGUE
 from inference.engines.base import EngineError
-from inference.models import Release
+from inference.models import Alias, Model, Release
+from inference.releases import ReleaseError
 from inference.worker import WorkerProcess
 
 EXIT_UNUSABLE = 78  # the model cannot be loaded: starting again would not help
+
+
+def names() -> set[str]:
+    """Of every model and alias in the database."""
+    return {slug for kind in (Model, Alias) for slug in kind.objects.values_list("slug", flat=True)}
 
 
 def served_release() -> Release:
@@ -21,25 +28,54 @@ def served_release() -> Release:
     models = "./manage.py models"
     try:
         release = Release.objects.serving()
-        is_retired = Release.objects.filter(model__slug=settings.MODEL).exists()
+        known = {*CATALOGUE, *names()}
     except DatabaseError as error:
         raise CommandError("The database has no tables yet. Start the site: make run") from error
-    if release is None and is_retired:
+    if release is None and settings.MODEL not in known:
+        raise CommandError(
+            f"There is no model {settings.MODEL!r}. Known: {', '.join(sorted(known))}"
+        )
+    if release is None and Alias.objects.filter(slug=settings.MODEL).exists():
+        raise CommandError(f"No arm of the alias {settings.MODEL} has a live release.")
+    if release is None and Release.objects.filter(model__slug=settings.MODEL).exists():
         raise CommandError(f"Every release is retired. Run: {models} promote {settings.MODEL}")
     if release is None:
         raise CommandError(f"There is no model yet. Run: {models} pull {settings.MODEL}")
     return release
 
 
+def named_model(slug: str) -> Model:
+    model = Model.objects.filter(slug=slug).first()
+    if model is None:
+        raise CommandError(f"{slug!r} has no release here. See: ./manage.py models list")
+    return model
+
+
+def named_release(name: str) -> Release:
+    """The release SLUG@VERSION, or SLUG's newest. Raises CommandError."""
+    slug, _, version = name.partition("@")
+    model = named_model(slug)
+    if version and not version.isdigit():
+        raise CommandError(f"{name!r} is not the name of a release, such as {slug}@2.")
+    try:
+        return model.release(int(version) if version else None)
+    except ReleaseError as error:
+        raise CommandError(str(error)) from error
+
+
 class Command(BaseCommand):
-    help = "Runs generations of the default model's live release until it gets SIGTERM."
+    help = "Runs generations of a release until it gets SIGTERM or nothing needs the release."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--release", help="SLUG@VERSION; what people get, if not given")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        release = served_release()
+        release = named_release(options["release"]) if options["release"] else served_release()
         boot_id = UUID(os.environ.get("CHATSITE_BOOT_ID") or str(uuid4()))
         try:
             uvloop.run(self._run(release, boot_id))
         except EngineError as error:
+            release.found_broken(str(error))
             raise CommandError(str(error), returncode=EXIT_UNUSABLE) from error
 
     async def _run(self, release: Release, boot_id: UUID) -> None:

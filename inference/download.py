@@ -1,0 +1,141 @@
+"""Large files over HTTPS: resumed where they broke off, never larger than the disk allows."""
+
+import contextlib
+import errno
+import json
+import shutil
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from inference.sources import ModelFileError
+
+TRIES = 5
+PAUSE_SECONDS = 1.0  # times the number of the try
+REDIRECTS = 5
+RESERVE_BYTES = 64 << 20  # the database and the logs need room too
+AGAIN = (HTTPStatus.TOO_MANY_REQUESTS, *range(500, 600))
+
+Advance = Callable[[int, int], None]
+
+
+class _BrokeOff(Exception):
+    """Worth another try."""
+
+
+def client() -> httpx.Client:
+    """The one door to other servers; it trusts the certificates this machine trusts."""
+    return httpx.Client(verify=ssl.create_default_context(), timeout=httpx.Timeout(30, connect=10))
+
+
+def origin_of(part: Path) -> Path:
+    """Beside an unfinished file: where it comes from, and the mark of that version of it."""
+    return part.with_name(f"{part.name}.from")
+
+
+def download(address: str, part: Path, advance: Advance) -> None:
+    """Bring the whole file to `part`, going on after what is there of it already.
+
+    Raises ModelFileError, and OSError for the disk; what has come by then is kept.
+    """
+    with client() as door:
+        for number in range(1, TRIES + 1):
+            try:
+                _attempt(door, address, part, advance)
+            except (httpx.TransportError, _BrokeOff) as error:
+                reason = error
+                time.sleep(PAUSE_SECONDS * number if number < TRIES else 0)
+            else:
+                return
+    host = urlsplit(address).hostname
+    raise ModelFileError(
+        f"{host} could not be read to the end ({reason}). Run the same command again to go on."
+    )
+
+
+def _attempt(door: httpx.Client, address: str, part: Path, advance: Advance) -> None:
+    have, mark = _what_is_there(address, part)
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers |= {"Range": f"bytes={have}-", "If-Range": mark}
+    with _open(door, address, headers) as response:
+        if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            part.unlink()
+            raise _BrokeOff("it has changed")
+        _refuse(response, address)
+        goes_on = response.headers.get("content-range", "").startswith(f"bytes {have}-")
+        start = have if response.status_code == HTTPStatus.PARTIAL_CONTENT and goes_on else 0
+        mark = _mark(response)
+        origin_of(part).write_text(json.dumps({"address": address, "mark": mark}))
+        _write(response, part, start, advance)
+
+
+def _what_is_there(address: str, part: Path) -> tuple[int, str]:
+    """Bytes that can be gone on after, and the mark of the version they are of."""
+    try:
+        origin = json.loads(origin_of(part).read_text())
+        if origin["address"] == address and origin["mark"]:
+            return part.stat().st_size, str(origin["mark"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return 0, ""
+
+
+def _mark(response: httpx.Response) -> str:
+    """What If-Range takes: a strong entity tag, or the date of the last change."""
+    tag = str(response.headers.get("etag", ""))
+    return tag if tag and not tag.startswith("W/") else response.headers.get("last-modified", "")
+
+
+@contextlib.contextmanager
+def _open(door: httpx.Client, address: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+    """Follow redirects by hand: none may lead away from HTTPS."""
+    for _ in range(REDIRECTS):
+        with door.stream("GET", address, headers=headers) as response:
+            if not response.is_redirect:
+                yield response
+                return
+            address = urljoin(address, response.headers["location"])
+        if urlsplit(address).scheme != "https":
+            raise ModelFileError("The server sends on to an address that is not HTTPS; refused.")
+    raise ModelFileError("The server sends on from one address to the next without end.")
+
+
+def _refuse(response: httpx.Response, address: str) -> None:
+    status, host = response.status_code, urlsplit(address).hostname
+    if status in AGAIN:
+        raise _BrokeOff(f"status {status}")
+    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+        raise ModelFileError(f"{host} has no such file. Check the address.")
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        raise ModelFileError(
+            f"{host} gives this file only to people who are logged in there, or it has no such "
+            "file. Download it yourself and pull it as file:/PATH."
+        )
+    if status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+        raise ModelFileError(f"{host} answered with status {status}.")
+
+
+def _write(response: httpx.Response, part: Path, start: int, advance: Advance) -> None:
+    length = int(response.headers.get("content-length") or 0)
+    room = shutil.disk_usage(part.parent).free - RESERVE_BYTES
+    _check_room(length, room)
+    with part.open("r+b" if start else "wb") as file:
+        file.seek(start)
+        file.truncate()
+        done = start
+        for block in response.iter_raw():
+            _check_room(done - start + len(block), room)
+            file.write(block)
+            done += len(block)
+            advance(done, start + length if length else 0)
+
+
+def _check_room(needed: int, room: int) -> None:
+    if needed > room:
+        raise OSError(errno.ENOSPC, "larger than the free space")

@@ -1,0 +1,112 @@
+"""A model file's first load on a machine, in a child: a file made to break a loader breaks that.
+
+`python -m inference.engines.trial PATH` loads the file, renders its chat template and decodes a
+token, under limits on memory and processor time and without the site's environment.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from inference.engines.base import EngineError, Request, Sampling, Turn
+from inference.engines.renderer import limit
+from inference.engines.template import PASSED_ON
+from inference.gguf import read_header
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTEXT_TOKENS = 2048
+MEMORY_BYTES = 4 << 30  # beside twice the file: weights may be copied into another form
+SECONDS = 120  # and one more for each SLOWEST_BYTES of the file
+SLOWEST_BYTES = 20 << 20
+REFUSED = 3
+
+
+def prove(path: Path, sha256: str, stamps: Path) -> None:
+    """Check the file and load it in a child, unless it survived that with this llama.cpp before.
+
+    Raises EngineError. What was survived is remembered in the folder `stamps`.
+    """
+    try:
+        stamp = stamps / _key(path, sha256)
+    except OSError as error:
+        raise EngineError(
+            f"The model file {path.name} cannot be read: {error.strerror}."
+        ) from error
+    if not stamp.exists():
+        read_header(path)
+        _try(path)
+        stamps.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
+
+
+def _key(path: Path, sha256: str) -> str:
+    facts = path.stat()  # a file that was exchanged is another file
+    build = version("llama-cpp-python")
+    told = f"{sha256} {build} {facts.st_ino} {facts.st_size} {facts.st_mtime_ns}"
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _try(path: Path) -> None:
+    names = (*PASSED_ON, "OMP_WAIT_POLICY")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "inference.engines.trial", str(path)],
+            cwd=ROOT,
+            env={name: os.environ[name] for name in names if name in os.environ},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=2 * _seconds(path),
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"{path.name} broke the trial load: it took too long.") from error
+    if done.returncode == REFUSED:
+        raise EngineError(str(json.loads(done.stdout)))
+    if done.returncode:
+        raise EngineError(f"{path.name} broke the trial load: {_cause(done.returncode)}.")
+
+
+def _cause(code: int) -> str:
+    if code < 0:
+        return f"the process was ended by {signal.Signals(-code).name}"
+    return f"the process ended with code {code}"
+
+
+def _seconds(path: Path) -> int:
+    return SECONDS + path.stat().st_size // SLOWEST_BYTES
+
+
+def main(path: Path) -> int:
+    from llama_cpp import llama_supports_gpu_offload
+
+    limit(CORE=0, FSIZE=1 << 20, CPU=_seconds(path))
+    if not llama_supports_gpu_offload():  # a GPU's driver maps far more than there is
+        limit(AS=MEMORY_BYTES + 2 * path.stat().st_size)
+    try:
+        asyncio.run(_load(path))
+    except EngineError as error:
+        print(json.dumps(str(error)))
+        return REFUSED
+    return 0
+
+
+async def _load(path: Path) -> None:
+    from inference.engines.llama_cpp import LlamaCppEngine
+
+    engine = LlamaCppEngine(path, slots=1, context_tokens=CONTEXT_TOKENS, threads=1)
+    await engine.start(lambda percent: None)
+    request = Request((Turn("user", "Hello"),), Sampling(temperature=0, max_tokens=1))
+    async for _ in engine.generate(request):
+        pass
+    await engine.stop()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1])))

@@ -1,0 +1,361 @@
+"""Models people can pick, their releases, and who put which release live when."""
+
+import getpass
+import secrets
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.db import models, transaction
+from django.db.models import Exists, OuterRef, Q
+from django.db.models.functions import Now
+
+from inference import router
+from inference.audit import ReleaseEvent
+from inference.engines.base import RequestRefused, Sampling
+from inference.gguf import read_header
+from inference.hashes import sha256_of
+
+if TYPE_CHECKING:
+    from accounts.models import User
+
+WARM = timedelta(minutes=15)
+By: TypeAlias = "User | str"
+"""Who does something to a release: a person, or the name of a command."""
+
+
+class ReleaseError(Exception):
+    """One sentence for a person: what cannot be done to this release or model, and why."""
+
+
+class Model(models.Model):
+    """A name people choose; what answers is one of its releases."""
+
+    slug = models.SlugField(max_length=80, unique=True)
+    title = models.CharField(max_length=120)
+    description = models.CharField(max_length=240, blank=True)
+    is_enabled = models.BooleanField(default=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering: ClassVar = ["slug"]
+
+    def __str__(self) -> str:
+        return self.title
+
+    def clean(self) -> None:
+        from inference.aliases import Alias
+
+        if Alias.objects.filter(slug=self.slug).exists():
+            raise ValidationError({"slug": "An alias has this name."})
+
+    def live_release(self) -> "Release | None":
+        return self.releases.filter(state=Release.State.LIVE).first()
+
+    def release(self, version: int | None = None) -> "Release":
+        """The release of this version, or the newest. Raises ReleaseError."""
+        releases = self.releases.select_related("model").order_by("-version")
+        found = releases.filter(version=version) if version is not None else releases
+        release = found.first()
+        if release is None:
+            which = f"version {version}" if version is not None else "release"
+            raise ReleaseError(f"{self.slug} has no {which}. See: ./manage.py models list")
+        return release
+
+    def record(self, same: Mapping[str, Any], by: By, **fields: Any) -> "Release":
+        """The release with the facts `same`, made with `fields` as well if there is none yet.
+
+        The first release of a model goes live, every other one is a candidate.
+        """
+        with transaction.atomic():
+            self.lock()
+            known = self.releases.filter(**same).order_by("version").first()
+            if known:
+                return known
+            newest = self.releases.order_by("-version").first()
+            is_first = newest is None
+            release = self.releases.create(
+                version=newest.version + 1 if newest else 1,
+                state=Release.State.LIVE if is_first else Release.State.CANDIDATE,
+                **{**(newest.prices() if newest else {}), **same, **fields},
+            )
+            release.note(ReleaseEvent.Action.ADD, by, from_state="")
+        return release
+
+    def add_release(
+        self,
+        path: Path,
+        by: By,
+        *,
+        sha256: str = "",
+        context_tokens: int | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> "Release":
+        """Record a GGUF file in MODELS_DIR as a release.
+
+        Its hash is computed, the context is what the model was trained with and the parameters
+        those of the newest release, unless given. The same file with the same settings is the
+        same release.
+        Raises EngineError for a broken file.
+        """
+        header = read_header(path)
+        newest = self.releases.order_by("-version").first()
+        context = context_tokens or header.context_tokens or settings.CONTEXT_TOKENS
+        defaults = newest.parameters if newest and parameters is None else dict(parameters or {})
+        same = {
+            "engine": "llama_cpp",
+            "weights_sha256": sha256 or sha256_of(path),
+            "context_tokens": context,
+            "parameters": defaults,
+        }
+        return self.record(
+            same,
+            by,
+            weights_file=str(path.relative_to(settings.MODELS_DIR)),
+            weights_bytes=path.stat().st_size,
+            template_sha256=header.template_sha256,
+        )
+
+    def roll_back(self, by: By) -> "Release":
+        """Put live what the live release replaced; returns it. Raises ReleaseError."""
+        with transaction.atomic():
+            self.lock()
+            live = self.live_release()
+            former = live.replaced() if live else None
+            if former is None:
+                raise ReleaseError(f"{self.slug} has no earlier release to go back to.")
+            if former.state == Release.State.RETIRED:
+                raise ReleaseError(f"{former} is retired. Promote it if people are to get it.")
+            former.go_live(ReleaseEvent.Action.ROLL_BACK, by)
+        return former
+
+    def lock(self) -> None:
+        """Wait for others who change this model's releases; ends with the transaction."""
+        Model.objects.select_for_update().get(pk=self.pk)
+
+
+class ReleaseQuerySet(models.QuerySet["Release"]):
+    def serving(self, user: Any = None) -> "Release | None":
+        """What answers this person (or, of several, most people); with the `arm` it came by."""
+        return router.choose(self.arms(settings.MODEL), user)
+
+    def arms(self, slug: str) -> "list[Release]":
+        """Releases that share the people who get this model or alias, with `weight` and `arm`."""
+        # Raw SQL because every send waits for it: see GenerationQuerySet.claim.
+        return list(self.raw(router.ARMS, [slug, slug]))
+
+    def wanted(self) -> "ReleaseQuerySet":
+        """What needs a worker: people get it, it is to be warm, or it has runs to finish."""
+        from inference.models import Generation
+
+        served = [release.pk for release in self.arms(settings.MODEL)]
+        runs = Generation.objects.active().filter(release=OuterRef("pk"))
+        return self.filter(Q(pk__in=served) | Q(warm_until__gt=Now()) | Exists(runs))
+
+    def update(self, **values: Any) -> int:
+        _refuse_frozen(name for name in values if name not in LEARNT)
+        return super().update(**values)
+
+
+class Release(models.Model):
+    """An immutable build of a model: these weights, this engine, these defaults."""
+
+    class State(models.TextChoices):
+        CANDIDATE = "candidate"
+        LIVE = "live"
+        RETIRED = "retired"
+
+    model = models.ForeignKey(Model, on_delete=models.PROTECT, related_name="releases")
+    version = models.PositiveIntegerField()
+    engine = models.CharField(max_length=40, help_text="llama_cpp, simulated")
+    engine_build = models.CharField(
+        max_length=400, blank=True, help_text="Of the first worker that loaded it"
+    )
+    weights_file = models.CharField(max_length=255, blank=True, help_text="Relative to MODELS_DIR")
+    weights_sha256 = models.CharField(max_length=64, blank=True)
+    weights_bytes = models.PositiveBigIntegerField(default=0)
+    template_sha256 = models.CharField(max_length=64, blank=True, help_text="Of the chat template")
+    context_tokens = models.PositiveIntegerField()
+    parameters = models.JSONField(default=dict, blank=True, help_text="Sampling defaults")
+    price_input = models.DecimalField(max_digits=12, decimal_places=6, default=0)
+    price_cached = models.DecimalField(max_digits=12, decimal_places=6, default=0)
+    price_output = models.DecimalField(max_digits=12, decimal_places=6, default=0)
+    state = models.CharField(max_length=10, choices=State, default=State.CANDIDATE)
+    warm_until = models.DateTimeField(
+        null=True, blank=True, help_text="Kept loaded until then, whether people get it or not"
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = ReleaseQuerySet.as_manager()
+
+    # Of what `serving` returns: how it was chosen, and its share.
+    arm = ""
+    arm_id = 0
+    weight = 1
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["model", "version"], name="one_release_per_version"),
+            models.UniqueConstraint(
+                fields=["model"], condition=Q(state="live"), name="one_live_release_per_model"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model.slug} v{self.version}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Raises ReleaseError for a change of what a release is."""
+        stored = type(self).objects.filter(pk=self.pk).values(*FROZEN).first() or {}
+        _refuse_frozen(
+            name
+            for name, value in stored.items()
+            if value != getattr(self, name) and not (name in LEARNT and value == "")
+        )
+        super().save(*args, **kwargs)
+
+    @property
+    def name(self) -> str:
+        """As commands spell it."""
+        return f"{self.model.slug}@{self.version}"
+
+    @property
+    def weights_path(self) -> Path:
+        return Path(settings.MODELS_DIR) / self.weights_file
+
+    def prices(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in FROZEN if name.startswith("price_")}
+
+    def sampling_for(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """These parameters over this release's defaults, with a seed drawn if none was given.
+
+        Raises RequestRefused for an unknown name or a value out of range.
+        """
+        drawn = {"seed": secrets.randbits(48), "max_tokens": settings.MAX_ANSWER_TOKENS}
+        resolved = {**drawn, **self.parameters, **parameters}
+        sampling = Sampling.from_parameters(resolved)
+        if sampling.json_schema:  # as text: a JSON column may change the order of its properties
+            resolved["json_schema"] = sampling.json_schema
+        return resolved
+
+    def clean(self) -> None:
+        try:
+            self.sampling_for({})
+        except RequestRefused as error:
+            raise ValidationError({"parameters": str(error)}) from error
+
+    # --- its life -------------------------------------------------------------------------
+    def promote(self, by: By) -> None:
+        """People get this release from now on; what they got before becomes a candidate."""
+        with transaction.atomic():
+            self.model.lock()
+            self.refresh_from_db()
+            if self.state != self.State.LIVE:
+                self.go_live(ReleaseEvent.Action.PROMOTE, by)
+
+    def go_live(self, action: str, by: By) -> None:
+        """Within a transaction that holds the model's lock."""
+        former = self.model.live_release()
+        if former:
+            former._set(state=self.State.CANDIDATE)
+        state = self.state
+        self._set(state=self.State.LIVE)
+        self.note(action, by, from_state=state, replaced=former)
+
+    def retire(self, by: By) -> None:
+        """Nobody gets this release any more; runs it has are finished."""
+        with transaction.atomic():
+            self.model.lock()
+            self.refresh_from_db()
+            state = self.state
+            if state != self.State.RETIRED:
+                self._set(state=self.State.RETIRED, warm_until=None)
+                self.note(ReleaseEvent.Action.RETIRE, by, from_state=state)
+
+    def warm(self, by: By) -> None:
+        """Have it loaded, and kept so for a while, ahead of a promotion. Raises ReleaseError."""
+        if self.state == self.State.RETIRED:
+            raise ReleaseError(f"{self} is retired, so it is not loaded.")
+        with transaction.atomic():
+            self._set(warm_until=Now() + WARM)
+            self.note(ReleaseEvent.Action.WARM, by, from_state=self.state)
+
+    def replaced(self) -> "Release | None":
+        """What was live before this one was promoted."""
+        promoted = self.events.filter(action=ReleaseEvent.Action.PROMOTE)
+        event = promoted.select_related("replaced__model").order_by("-id").first()
+        return event.replaced if event else None
+
+    def last_fault(self) -> str:
+        """Why it could not be loaded the last time that happened."""
+        event = self.events.filter(action=ReleaseEvent.Action.BREAK).order_by("-id").first()
+        return event.note if event else ""
+
+    def examine(self) -> None:
+        """Raises EngineError unless its file is whole, sane and survives a load in a child."""
+        from inference.engines.trial import prove  # not in the web process: it brings Jinja
+
+        if self.engine == "llama_cpp":
+            prove(self.weights_path, self.weights_sha256, Path(settings.DATA_DIR) / "trials")
+
+    def learn(self, engine_build: str) -> None:
+        """What the first worker that loads it finds out; later ones change nothing."""
+        if not self.engine_build:
+            self._set(engine_build=engine_build[:400])
+        if not self.template_sha256 and self.engine == "llama_cpp":
+            self._set(template_sha256=read_header(self.weights_path).template_sha256)
+
+    def found_broken(self, reason: str) -> None:
+        """No worker can load it: people get what it replaced, and its runs do not wait in vain.
+
+        With nothing to go back to it stays as it is; whoever runs the site has to act.
+        """
+        from inference.models import Generation, Worker
+
+        if Worker.objects.living().filter(release=self, state=Worker.State.READY).exists():
+            return  # elsewhere it loads: the fault is this machine's
+        self._set(warm_until=None)
+        self.note(ReleaseEvent.Action.BREAK, "worker", from_state=self.state, note=reason[:300])
+        runs = Generation.objects.filter(release=self)
+        if self.state != self.State.LIVE:
+            runs.fail_unheld("The model that was to write this could not be loaded.")
+            return
+        try:
+            former = self.model.roll_back("worker")
+        except ReleaseError:
+            return
+        runs.move_unstarted(former)
+        runs.fail_unheld("The model that was writing this could not be loaded.")
+
+    def note(self, action: str, by: By, **facts: Any) -> None:
+        """Write the audit trail."""
+        who = f"{by} ({_login()})" if isinstance(by, str) else by.get_username()
+        user = None if isinstance(by, str) else by
+        self.events.create(action=action, by=who, user=user, **facts)
+
+    def _set(self, **values: Any) -> None:
+        type(self).objects.filter(pk=self.pk).update(**values)
+        self.refresh_from_db(fields=list(values))
+
+
+FROZEN = tuple(
+    field.attname
+    for field in Release._meta.concrete_fields
+    if field.name not in ("id", "state", "warm_until", "created_at")
+)
+LEARNT = ("engine_build", "template_sha256")  # empty until a worker has loaded the weights
+
+
+def _refuse_frozen(names: Any) -> None:
+    if changed := sorted(set(names) & {*FROZEN, "model"}):
+        raise ReleaseError(f"A release never changes: {', '.join(changed)}. Make another one.")
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return "unknown"

@@ -1,0 +1,83 @@
+"""A model file's first load happens in a child: what breaks the loader breaks no worker."""
+
+import os
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inference.engines import trial
+from inference.engines.base import EngineError
+from inference.engines.trial import prove
+from tests.contract.conftest import model_file
+from tests.inference.gguf_files import gguf
+
+BLOCKS = b"llama.block_count" + struct.pack("<I", 4)
+
+
+@pytest.fixture
+def stamps(tmp_path: Path) -> Path:
+    return tmp_path / "trials"
+
+
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Files whose trial would be run, none of which is."""
+    tried: list[Path] = []
+    monkeypatch.setattr(trial, "_try", tried.append)
+    return tried
+
+
+@pytest.mark.real_model
+def test_a_right_file_survives_its_trial(stamps):
+    prove(model_file(), "abc", stamps)
+    assert len(list(stamps.iterdir())) == 1
+
+
+@pytest.mark.real_model
+def test_a_file_that_aborts_the_loader_ends_the_child_and_not_us(tmp_path, stamps):
+    path = tmp_path / "crash.gguf"
+    whole = model_file().read_bytes()
+    at = whole.index(BLOCKS) + len(BLOCKS)
+    path.write_bytes(whole[:at] + bytes(4) + whole[at + 4 :])  # a model of no layers
+    with pytest.raises(EngineError, match=r"crash\.gguf broke the trial load: .* SIGABRT"):
+        prove(path, "abc", stamps)
+    assert not stamps.exists()
+
+
+def test_a_file_the_loader_refuses_is_refused_in_its_words(tmp_path, stamps):
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(gguf())
+    with pytest.raises(EngineError, match="is broken or not supported"):
+        prove(path, "abc", stamps)
+
+
+def test_a_load_without_end_is_ended(tmp_path, stamps, monkeypatch: Any):
+    monkeypatch.setattr(trial, "_seconds", lambda path: 0)
+    path = tmp_path / "slow.gguf"
+    path.write_bytes(gguf())
+    with pytest.raises(EngineError, match="took too long"):
+        prove(path, "abc", stamps)
+
+
+def test_what_survived_is_not_tried_again_until_it_is_exchanged(tmp_path, stamps, tries):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf())
+    prove(path, "abc", stamps)
+    prove(path, "abc", stamps)
+    assert len(tries) == 1
+    os.utime(path, (1, 1))
+    prove(path, "abc", stamps)
+    assert len(tries) == 2
+
+
+def test_another_build_of_the_library_tries_again(tmp_path, stamps, tries, monkeypatch):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf())
+    prove(path, "abc", stamps)
+    monkeypatch.setattr(trial, "version", lambda name: "99")
+    prove(path, "abc", stamps)
+    shutil.rmtree(stamps)
+    assert len(tries) == 2
