@@ -10,6 +10,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from accounts.admin import RecordAdmin
+from inference.backend import Backend
 from inference.models import Chunk, Generation, Model, Prompt, Release, Worker
 
 
@@ -36,6 +37,9 @@ class ModelAdmin(admin.ModelAdmin):
         return int(model.live)
 
 
+OPERATED = ("id", "state", "cannot_continue")  # of a release; the rest is what it is
+
+
 @admin.register(Release)
 class ReleaseAdmin(admin.ModelAdmin):
     """A release never changes; what changes is whether people get it."""
@@ -47,7 +51,7 @@ class ReleaseAdmin(admin.ModelAdmin):
     actions = ("put_live", "retire")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        fixed = [field.name for field in Release._meta.fields if field.name not in ("id", "state")]
+        fixed = [field.name for field in Release._meta.fields if field.name not in OPERATED]
         return fixed if obj else ["created_at"]
 
     @admin.action(description="Put live: people get the highest live version")
@@ -57,6 +61,26 @@ class ReleaseAdmin(admin.ModelAdmin):
     @admin.action(description="Retire: nobody gets it any more")
     def retire(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
         releases.update(state=Release.State.RETIRED)
+
+
+@admin.register(Backend)
+class BackendAdmin(admin.ModelAdmin):
+    """Servers of releases. Workers take up a change within a few seconds."""
+
+    list_display = ("name", "release", "kind", "url", "slots", "is_draining", "created_at")
+    list_filter = ("kind", "is_draining", "release")
+    list_select_related = ("release__model",)
+    search_fields = ("name", "url", "release__model__slug")
+    readonly_fields = ("created_at",)
+    actions = ("drain", "take_back")
+
+    @admin.action(description="Drain: no new answers")
+    def drain(self, request: HttpRequest, backends: QuerySet[Backend]) -> None:
+        backends.update(is_draining=True)
+
+    @admin.action(description="Take back: new answers again")
+    def take_back(self, request: HttpRequest, backends: QuerySet[Backend]) -> None:
+        backends.update(is_draining=False)
 
 
 @admin.register(Worker)

@@ -3,7 +3,7 @@
 import platform
 import secrets
 from datetime import timedelta
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -11,9 +11,13 @@ from django.db import models
 from django.db.models.functions import Now
 
 from accounts.ids import uuid7
+from inference.backend import Backend  # noqa: F401 - Django looks for models here
 from inference.engines.base import RequestRefused, Sampling
 from inference.queue import GenerationQuerySet
 from inference.tokenlog import DatabaseLog
+
+if TYPE_CHECKING:
+    from inference.engines.backends import Backend as Server
 
 
 class Model(models.Model):
@@ -55,9 +59,13 @@ class Release(models.Model):
         LIVE = "live"
         RETIRED = "retired"
 
+    class CannotContinue(models.TextChoices):
+        RESTART = "restart", "Begin the answer anew"
+        INTERRUPT = "interrupt", "Keep what there is and offer to continue"
+
     model = models.ForeignKey(Model, on_delete=models.PROTECT, related_name="releases")
     version = models.PositiveIntegerField()
-    engine = models.CharField(max_length=40, help_text="llama_cpp, simulated")
+    engine = models.CharField(max_length=40, help_text="llama_cpp, upstream, simulated")
     weights_file = models.CharField(max_length=255, blank=True, help_text="Relative to MODELS_DIR")
     weights_sha256 = models.CharField(max_length=64, blank=True)
     weights_bytes = models.PositiveBigIntegerField(default=0)
@@ -66,6 +74,12 @@ class Release(models.Model):
     price_input = models.DecimalField(max_digits=12, decimal_places=6, default=0)
     price_cached = models.DecimalField(max_digits=12, decimal_places=6, default=0)
     price_output = models.DecimalField(max_digits=12, decimal_places=6, default=0)
+    cannot_continue = models.CharField(
+        max_length=10,
+        choices=CannotContinue,
+        default=CannotContinue.INTERRUPT,
+        help_text="When a server breaks off that cannot go on with an answer it has begun",
+    )
     state = models.CharField(max_length=10, choices=State, default=State.CANDIDATE)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -88,6 +102,10 @@ class Release(models.Model):
         resolved = {**drawn, **self.parameters, **parameters}
         Sampling.from_parameters(resolved)
         return resolved
+
+    def servers(self) -> "list[Server]":
+        """Those that run it, as the engine wants them."""
+        return [backend.for_engine() for backend in self.backends.all()]
 
     def clean(self) -> None:
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import UUID
 
 from django.conf import settings
+from django.db import DatabaseError
 from django.db.models.functions import Now
 
 from inference import doorbell
@@ -21,6 +22,7 @@ from inference.runner import Runner
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.2
+FOLLOW_SECONDS = 2.0  # until a change of a release's servers is taken up
 
 
 def build_engine(release: Release) -> Engine:
@@ -43,6 +45,14 @@ def build_engine(release: Release) -> Engine:
             context_tokens=min(settings.CONTEXT_TOKENS, release.context_tokens),
             threads=settings.WORKER_THREADS,
         )
+    if release.engine == "upstream":
+        from inference.engines.upstream import UpstreamEngine
+
+        return UpstreamEngine(
+            release.servers(),
+            context_tokens=release.context_tokens,
+            restarts=release.cannot_continue == release.CannotContinue.RESTART,
+        )
     raise EngineError(f"{release} needs the engine {release.engine!r}, which this site lacks.")
 
 
@@ -63,12 +73,14 @@ class WorkerProcess:
         gc.collect()
         gc.freeze()  # what is loaded now stays; the collector need not look at it again
         await self._set(state=Worker.State.READY, percent_loaded=100, slots=self._slots())
+        following = asyncio.create_task(self._follow_servers())
         running = asyncio.create_task(self._runner.run())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
         await self._set(state=Worker.State.DRAINING)
         await self._runner.drain(settings.DRAIN_SECONDS)
         await running
+        following.cancel()
         await self._set(state=Worker.State.GONE)
         await self._engine.stop()
 
@@ -91,6 +103,18 @@ class WorkerProcess:
         while True:
             await self._set(percent_loaded=self._percent)
             await asyncio.sleep(PROGRESS_SECONDS)
+
+    async def _follow_servers(self) -> None:
+        """Take up what staff change about the servers, and tell how many answers they offer."""
+        slots = self._slots()
+        while self._release.engine == "upstream":
+            await asyncio.sleep(FOLLOW_SECONDS)
+            with contextlib.suppress(DatabaseError):  # looked at again in a moment
+                servers = await in_database(self._release.servers)
+                self._engine.use(servers)  # type: ignore[attr-defined]
+                if slots != self._slots():
+                    slots = self._slots()
+                    await self._set(slots=slots)
 
     def _slots(self) -> int:
         return self._engine.capacity().slots

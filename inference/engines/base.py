@@ -23,6 +23,10 @@ class RequestRefused(EngineError):
     """The request itself is at fault (a parameter out of range, a prompt that cannot fit)."""
 
 
+class Interrupted(EngineError):
+    """The answer broke off where it is; what came of it stands."""
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One message of a conversation: role is system, user or assistant."""
@@ -83,6 +87,8 @@ class Request:
 
     emitted: tokens an earlier run of it already produced; the engine goes on after them.
         `sampling.max_tokens` counts them too.
+    text: what that run has shown so far; all there is to go on from where an engine has no
+        token ids.
     evaluation: repeats how that earlier run evaluated its prompt (Delta.evaluation), which is
         what makes the rest of the answer come out the same, byte for byte.
     scope: requests of one scope may share a prefix cache; empty means never share.
@@ -91,6 +97,7 @@ class Request:
     turns: tuple[Turn, ...]
     sampling: Sampling = field(default_factory=Sampling)
     emitted: tuple[int, ...] = ()
+    text: str = ""
     evaluation: tuple[int, ...] | None = None
     scope: str = ""
 
@@ -110,11 +117,14 @@ class Delta:
 
     text: new characters, always whole ones; may be empty while a character or a possible
         stop string is still incomplete.
-    token_ids: the tokens sampled since the last delta, in order.
+    token_ids: the tokens sampled since the last delta, in order; none where the engine is
+        not told them.
     finish: set on the last delta only.
-    usage: on the delta of `evaluation` (what is known of the prompt) and on the last.
+    usage: on the delta of `evaluation` (what is known of the prompt) and on the last; on every
+        one where there are no token ids to count.
     evaluation: set once, on a delta of its own that comes before any token: how the prompt is
         evaluated, as run lengths: n for one chunk of n tokens, -n for n tokens one a step.
+    restart: everything before this delta, also of earlier runs, is void: the answer begins anew.
     """
 
     text: str = ""
@@ -122,6 +132,7 @@ class Delta:
     finish: FinishReason | None = None
     usage: Usage | None = None
     evaluation: tuple[int, ...] | None = None
+    restart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
