@@ -49,6 +49,7 @@ def serve(model: str, slots: int, context_tokens: int) -> None:
     parameters.port = 0
     parameters.n_parallel = slots
     parameters.n_ctx = slots * context_tokens
+    parameters.n_batch = parameters.n_ubatch = 32  # it stops between batches only
     parameters.ui = False
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(parameters)

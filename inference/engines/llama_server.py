@@ -18,6 +18,8 @@ from inference.engines.flavours import (
 )
 from inference.engines.template import ChatTemplate, Segment
 
+PROGRESS = "prompt_progress"
+
 
 class LlamaServer(WithIds):
     async def describe(self) -> Found:
@@ -58,8 +60,10 @@ class LlamaServer(WithIds):
     async def write(self, order: Order) -> AsyncGenerator[Piece, None]:
         told, last = 0, Piece()
         async for event in self._server.stream(
-            "/completion", _body(order), FIRST_SECONDS, NEXT_SECONDS
+            "/completion", _body(order), FIRST_SECONDS, NEXT_SECONDS, prelude=PROGRESS
         ):
+            if PROGRESS in event:
+                continue
             made = expect(int, event.get("tokens_predicted"))
             if event.get("stop"):
                 yield _end(event, mark_was_told=made == told and not last.text)
@@ -84,6 +88,8 @@ def _body(order: Order) -> dict[str, Any]:
         "prompt": [*order.prompt.ids, *order.emitted],
         "stream": True,
         "return_tokens": True,
+        # It notices that we have gone only when it writes, in a long prompt too.
+        "return_progress": True,
         "n_predict": order.tokens,
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,

@@ -95,12 +95,14 @@ class Server:
         return await self._within(ANSWER_SECONDS, self._whole("POST", path, body))
 
     async def stream(
-        self, path: str, body: dict[str, Any], first_seconds: float, next_seconds: float
-    ) -> AsyncGenerator[dict[str, Any], None]:
+        self, path: str, body: dict[str, Any], first_seconds: float, next_seconds: float,
+        prelude: str = "",
+    ) -> AsyncGenerator[dict[str, Any], None]:  # fmt: skip
         """The events of an answer, parsed, up to its end or `[DONE]`.
 
         Comments that keep a connection alive are no answer: a server that sends nothing else
-        for so long is given up. Closing the generator closes the connection.
+        for so long is given up; after events with a field named `prelude`, `first_seconds` still
+        holds. Closing the generator closes the connection.
         """
         response = await self._within(first_seconds, self._send("POST", path, body))
         try:
@@ -108,8 +110,9 @@ class Server:
             seconds = first_seconds
             events = self._events(response)
             while (event := await self._within(seconds, anext(events, "[DONE]"))) != "[DONE]":
-                yield self._parsed(event)
-                seconds = next_seconds
+                parsed = self._parsed(event)
+                yield parsed
+                seconds = first_seconds if prelude and prelude in parsed else next_seconds
         finally:
             await response.aclose()
 
