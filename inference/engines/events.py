@@ -39,7 +39,7 @@ class EventParser:
         """The event that this line ends, if it ends one with data in it."""
         if not line:
             event, self._data, self._size = self._data, [], 0
-            return "\n".join(event) if event else None
+            return "\n".join(event) or None
         field, _, value = line.partition(":")
         if field == "data":
             self._data.append(value.removeprefix(" "))

@@ -1,5 +1,6 @@
 """llama.cpp's own server, spoken to in token ids."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -26,7 +27,8 @@ class LlamaServer(WithIds):
         props = await self._server.get("/props")
         settings = expect(dict, props.get("default_generation_settings"))
         bos, eos = str(props.get("bos_token", "")), str(props.get("eos_token", ""))
-        self._template = ChatTemplate(str(props.get("chat_template", "")), bos, eos)
+        source = str(props.get("chat_template", ""))
+        self._template = await asyncio.to_thread(ChatTemplate, source, bos, eos)
         added = await self._tokens("", add_special=True)
         # An end may be added as well, which is not wanted.
         self._bos = added[:1] if added[:1] == await self._tokens(bos, parse_special=True) else ()
@@ -39,7 +41,8 @@ class LlamaServer(WithIds):
         )
 
     async def prompt(self, turns: Sequence[Turn]) -> Prompt:
-        ids = await self.ids_of(self._template.segments(turns))
+        segments = await asyncio.to_thread(self._template.segments, turns)
+        ids = await self.ids_of(segments)
         if tuple(ids[:1]) != self._bos:
             ids = [*self._bos, *ids]
         return Prompt(tuple(turns), tuple(ids), len(ids))

@@ -48,7 +48,7 @@ class ChatTemplate:
         The template sees a random mark in place of each content; the contents are put back
         afterwards, so that a control token spelled out in a message stays mere text.
         """
-        marks = new_marks(len(turns))
+        marks = {f"\ue000{secrets.token_hex(8)}\ue001": turn.content for turn in turns}
         messages = [{"role": t.role, "content": m} for t, m in zip(turns, marks, strict=True)]
         try:
             text = self._template.render(
@@ -56,22 +56,11 @@ class ChatTemplate:
             )
         except TemplateError as error:
             raise EngineError(f"The model's chat template failed: {error}") from error
-        return cut(text, marks, turns)
+        pieces = re.split("(\ue000[0-9a-f]{16}\ue001)", text)
+        return [_segment(piece, marks) for piece in pieces if piece]
 
 
-def new_marks(count: int) -> list[str]:
-    """Texts that stand for contents in a rendered prompt; nobody can guess them."""
-    return [f"\ue000{secrets.token_hex(8)}\ue001" for _ in range(count)]
-
-
-def cut(text: str, marks: Sequence[str], turns: Sequence[Turn]) -> list[Segment]:
-    """A rendered prompt in pieces: the template's own text, and contents for their marks."""
-    contents = {mark: turn.content for mark, turn in zip(marks, turns, strict=True)}
-    pieces = re.split("(\ue000[0-9a-f]{16}\ue001)", text)
-    return [_segment(piece, contents) for piece in pieces if piece]
-
-
-def _segment(piece: str, contents: dict[str, str]) -> Segment:
-    if piece in contents:
-        return Segment(contents[piece], trusted=False)
+def _segment(piece: str, marks: dict[str, str]) -> Segment:
+    if piece in marks:
+        return Segment(marks[piece], trusted=False)
     return Segment(piece, trusted=True)

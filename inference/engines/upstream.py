@@ -46,7 +46,9 @@ class Answer:
         self.knows_text = not self.ids
 
     def begin_again(self) -> None:
-        self.__init__(replace(self.request, emitted=(), text=""))  # type: ignore[misc]
+        self.ids, self.text, self.pieces = [], "", 0
+        self.assembler = TextAssembler(stop=self.request.sampling.stop)
+        self.knows_text = True
 
     def begins_part(self) -> None:
         self.before = self.made

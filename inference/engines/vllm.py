@@ -1,6 +1,7 @@
 """vLLM's server, spoken to in token ids."""
 
 import hashlib
+import re
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -21,47 +22,51 @@ from inference.engines.flavours import (
     usage_in,
 )
 from inference.engines.outbound import Server
-from inference.engines.template import Segment, cut, new_marks
+from inference.engines.template import Segment
+
+Layout = tuple[str | int, ...]
+"""A prompt without its contents: the template's own text, and the numbers of turns."""
 
 
 class Vllm(WithIds):
     def __init__(self, server: Server, model: str) -> None:
         super().__init__(server, model)
-        self._frames: dict[tuple[str, ...], tuple[str, list[str]]] = {}
+        self._layouts: dict[tuple[str, ...], Layout | None] = {}
 
     async def describe(self) -> Found:
         entry = await self.listed()
         version = (await self._server.get("/version")).get("version", "")
         return Found(
-            model=str(entry.get("root") or self._model),
+            model=self._model,
             context_tokens=expect(int, entry.get("max_model_len", 0)),
             build=f"vLLM {version}",
             continues=True,
         )
 
     async def prompt(self, turns: Sequence[Turn]) -> Prompt:
-        text, marks = await self._frame(tuple(turn.role for turn in turns))
-        if text:
-            ids = tuple(await self.ids_of(cut(text, marks, turns)))
-        else:
+        layout = await self._layout(tuple(turn.role for turn in turns))
+        if layout is None:
             ids = await self._rendered(turns)
+        else:
+            ids = tuple(await self.ids_of([_filled(piece, turns) for piece in layout]))
         return Prompt(tuple(turns), ids, len(ids))
 
-    async def _frame(self, roles: tuple[str, ...]) -> tuple[str, list[str]]:
-        """The prompt for these roles, with marks for contents; "" where it cannot be had.
+    async def _layout(self, roles: tuple[str, ...]) -> Layout | None:
+        """How the prompt for these roles is laid out; None where that cannot be had.
 
-        vLLM does not tell its template, but what it makes: that is run over marks and its
-        tokens are turned back into text. Only a text that gives the same tokens is relied on.
+        vLLM does not tell its template, but what it makes: that is run over marks nobody can
+        guess, and its tokens are turned back into text, which must give the same tokens again.
         """
-        if roles not in self._frames:
-            marks = new_marks(len(roles))
+        if roles not in self._layouts:
+            marks = {f"\ue000{secrets.token_hex(8)}\ue001": number for number in range(len(roles))}
             ids = await self._rendered(list(map(Turn, roles, marks)))
             text = await self.text_of(ids)
             is_whole = all(text.count(mark) == 1 for mark in marks)
-            if not is_whole or (await self._tokens(text))[0] != ids:
-                text = ""
-            self._frames[roles] = text, marks
-        return self._frames[roles]
+            is_same = is_whole and (await self._tokens(text))[0] == ids
+            pieces = re.split("(\ue000[0-9a-f]{16}\ue001)", text)
+            layout = tuple(marks.get(piece, piece) for piece in pieces if piece)
+            self._layouts[roles] = layout if is_same else None
+        return self._layouts[roles]
 
     async def _rendered(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
@@ -123,6 +128,13 @@ def _body(order: Order, model: str) -> dict[str, Any]:
         "seed": order.seed % 2**63,
         "cache_salt": salt or secrets.token_hex(32),
     }
+
+
+def _filled(piece: str | int, turns: Sequence[Turn]) -> Segment:
+    """A piece of a layout with its content in place."""
+    if isinstance(piece, int):
+        return Segment(turns[piece].content, trusted=False)
+    return Segment(piece, trusted=True)
 
 
 def _looks_like_control(name: object) -> bool:

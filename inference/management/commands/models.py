@@ -1,4 +1,4 @@
-"""`manage.py models list | pull <model> | verify [model] | promote <model>`"""
+"""`manage.py models list | pull <model> | verify [model] | promote <model> | connect <model>`"""
 
 import sys
 from argparse import ArgumentParser
@@ -9,7 +9,9 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
 from tqdm import tqdm
 
+from inference import connecting
 from inference.catalogue import CATALOGUE, Entry, register
+from inference.engines.base import EngineError
 from inference.model_files import ModelFileError, fetch, is_verified, path_of, verify
 from inference.models import Release
 
@@ -44,11 +46,16 @@ class Command(BaseCommand):
         check.add_argument("model", nargs="?", choices=list(CATALOGUE))
         promote = verbs.add_parser("promote", help="put a model's newest release live")
         promote.add_argument("model")
+        connect = verbs.add_parser("connect", help="take a model server of yours into use")
+        connecting.add_arguments(connect)
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            getattr(self, options["verb"])(options.get("model"))
-        except ModelFileError as error:
+            if options["verb"] == "connect":
+                connecting.connect(self.stdout.write, **options)
+            else:
+                getattr(self, options["verb"])(options.get("model"))
+        except (ModelFileError, EngineError) as error:
             raise CommandError(str(error)) from error
 
     def list(self, _: None = None) -> None:
