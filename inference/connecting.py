@@ -82,7 +82,12 @@ def _record(slug: str, backend: Backend, context_tokens: int) -> Release:
         _check(release, backend)
         backend.release = release
         known = release.backends.filter(name=backend.name).first()
-        backend.pk, backend._state.adding = (known.pk, False) if known else (None, True)
+        if known:
+            backend.pk, backend.created_at, backend._state.adding = (
+                known.pk,
+                known.created_at,
+                False,
+            )
         try:
             backend.full_clean()
         except ValidationError as error:
