@@ -118,6 +118,13 @@ def test_templates_have_no_inline_script_or_style():
     assert [page.name for page in pages if scripts.search(page.read_text())] == []
 
 
+def test_other_servers_are_spoken_to_through_one_door():
+    """The supervisor asks the site's own process for its health, over a Unix socket or loopback."""
+    clients = r"(import|from) +(httpx|requests|aiohttp|urllib3|urllib\.request|http\.client)\b"
+    doors = files_with(clients, ROOMS, ".py")
+    assert doors - {"chatsite/supervisor.py"} == {"inference/engines/outbound.py"}
+
+
 def test_nothing_comes_from_other_hosts():
     outside = r"""(src|href|action|url\(|import|from)\s*=?\s*["'(]\s*(https?:)?//"""
     assert files_with(outside, ("templates", "static"), ".html", ".css", ".js") == set()
