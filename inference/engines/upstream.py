@@ -29,6 +29,7 @@ from inference.engines.text import TextAssembler, estimated_tokens
 
 T = TypeVar("T")
 RETRIES = 3
+LONGEST_CHARACTER = 4  # bytes, so as many tokens at most
 SLACK = 8  # tokens more than asked for that are put down to a character at the end
 
 
@@ -164,12 +165,12 @@ class UpstreamEngine:
                 )
             answer.begin_again()
             yield Delta(restart=True)
-        await self._recall(peer, answer)
+        emitted = await self._recall(peer, answer)
         end = self._end_of(answer)
         if end:
             yield answer.finish(end)
             return
-        async with aclosing(self._write(peer, answer, answer.prompt)) as deltas:
+        async with aclosing(self._write(peer, answer, answer.prompt, emitted)) as deltas:
             async for delta in deltas:
                 yield delta
 
@@ -180,15 +181,17 @@ class UpstreamEngine:
             raise RequestRefused(f"The prompt has {prompt.tokens} tokens; this model reads {room}.")
         return prompt
 
-    async def _recall(self, peer: Peer, answer: Answer) -> None:
-        """Learn what the tokens of an earlier run say: a stop string may have begun in them."""
-        if not answer.knows_text:
-            text = await peer.flavour.text_of(answer.ids)
-            answer.assembler.add(text)
-            answer.knows_text = True
-        elif not peer.flavour.has_ids:
+    async def _recall(self, peer: Peer, answer: Answer) -> tuple[int, ...]:
+        """The tokens to go on after. A stop string may have begun in those of an earlier run."""
+        if not peer.flavour.has_ids:
             # What is shown holds no part of a stop string; what was held back comes again.
             answer.assembler = TextAssembler(stop=answer.request.sampling.stop)
+            return ()
+        emitted, text = await _whole_characters(peer, answer.ids)
+        if not answer.knows_text:
+            answer.assembler.add(text)
+            answer.knows_text = True
+        return emitted
 
     def _end_of(self, answer: Answer) -> FinishReason | None:
         if answer.assembler.stopped:
@@ -201,7 +204,7 @@ class UpstreamEngine:
         return self.capacity().context_tokens - answer.usage.prompt - answer.made
 
     async def _write(
-        self, peer: Peer, answer: Answer, prompt: Prompt
+        self, peer: Peer, answer: Answer, prompt: Prompt, emitted: tuple[int, ...]
     ) -> AsyncGenerator[Delta, None]:
         asked, room = answer.request.sampling.max_tokens - answer.made, self._room(answer)
         order = Order(
@@ -209,7 +212,7 @@ class UpstreamEngine:
             sampling=answer.request.sampling,
             scope=answer.request.scope,
             tokens=max(1, min(asked, room)),
-            emitted=tuple(answer.ids),
+            emitted=emitted,
             text=answer.text if not peer.flavour.has_ids else "",
         )
         answer.begins_part()
@@ -275,6 +278,20 @@ class UpstreamEngine:
 
     def seconds_without_progress(self) -> float:
         return 0.0  # every wait for a server has an end of its own
+
+
+async def _whole_characters(peer: Peer, ids: Sequence[int]) -> tuple[tuple[int, ...], str]:
+    """These tokens and their text, without half a character at the end.
+
+    A server may send its tokens along with the text before it; the one that goes on has to
+    make all of the character, since it shows nothing of half a one.
+    """
+    whole = text = await peer.flavour.text_of(ids) if ids else ""
+    for cut in range(1, min(LONGEST_CHARACTER, len(ids) + 1)):
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return tuple(ids[: len(ids) - cut + 1]), text
+        text = await peer.flavour.text_of(ids[:-cut])
+    return tuple(ids), whole
 
 
 def _given_up(error: Unavailable, answer: Answer) -> EngineError:

@@ -119,7 +119,7 @@ def test_templates_have_no_inline_script_or_style():
 
 
 def test_other_servers_are_spoken_to_through_one_door():
-    """The supervisor asks the site's own process for its health, over a Unix socket or loopback."""
+    """The supervisor asks only the site's own web process how it is."""
     clients = r"(import|from) +(httpx|requests|aiohttp|urllib3|urllib\.request|http\.client)\b"
     doors = files_with(clients, ROOMS, ".py")
     assert doors - {"chatsite/supervisor.py"} == {"inference/engines/outbound.py"}

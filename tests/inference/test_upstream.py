@@ -26,6 +26,7 @@ from inference.engines.flavours import Order, Prompt
 from inference.engines.upstream import UpstreamEngine
 from tests.standin import BREAK, HANG, Reply, StandIn, said, streamed
 
+HALF = 2  # the token of half a character
 KEY = "sk-a-key-nobody-may-see"
 ASK = Request((Turn("user", "Hi"),), Sampling(temperature=0, max_tokens=20), scope="alice")
 
@@ -77,7 +78,8 @@ def tokenize(body: Any) -> Reply:
 
 
 def detokenize(body: Any) -> Reply:
-    return said({"prompt": "".join("<|end|>" if t == 1 else chr(t) for t in body["tokens"])})
+    names = {1: "<|end|>", HALF: "\N{REPLACEMENT CHARACTER}"}
+    return said({"prompt": "".join(names.get(t) or chr(t) for t in body["tokens"])})
 
 
 def as_vllm(completions: Reply | Callable[[Any], Reply]) -> StandIn:
@@ -129,6 +131,15 @@ async def test_another_server_goes_on_after_the_tokens_whose_text_came():
     assert second["prompt"] == [*first["prompt"], 71, 72]
     assert second["max_tokens"] == first["max_tokens"] - 2
     assert second["cache_salt"] == first["cache_salt"]
+
+
+async def test_half_a_character_that_came_with_the_text_before_it_is_made_again():
+    broken = as_vllm(streamed(chunk("Good", [71, 72, HALF]), end=BREAK))
+    whole = as_vllm(streamed(chunk(" 漢", [73, HALF]), chunk("", [1], "stop")))
+    async with upstream("vllm", broken, whole) as engine:
+        deltas = await collect(engine)
+    assert whole.bodies("/v1/completions")[0]["prompt"][-2:] == [71, 72]
+    assert text_of(deltas) == "Good 漢"
 
 
 async def test_a_stop_string_is_found_across_a_seam():
