@@ -97,7 +97,7 @@ class Peer:
         return self.found
 
     def worked(self) -> None:
-        self.failures, self.rests_until = 0, 0.0
+        self.failures = 0
         self.heard_at = time.monotonic()
 
     def failed(self, error: EngineError) -> None:

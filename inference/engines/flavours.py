@@ -104,7 +104,8 @@ class Common:
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         body = {"model": self._model, "input": list(texts), "encoding_format": "float"}
-        rows = expect(list, (await self._server.post("/v1/embeddings", body)).get("data"))
+        data = expect(list, (await self._server.post("/v1/embeddings", body)).get("data"))
+        rows = [expect(dict, row) for row in data]
         vectors = {expect(int, row.get("index")): row.get("embedding") for row in rows}
         if sorted(vectors) != list(range(len(texts))):
             raise EngineError("The model's server left out a vector.")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import PurePath
 from typing import Any
 
@@ -62,21 +63,23 @@ class LlamaServer(WithIds):
 
     async def write(self, order: Order) -> AsyncGenerator[Piece, None]:
         told, last = 0, Piece()
-        async for event in self._server.stream(
+        stream = self._server.stream(
             "/completion", _body(order), FIRST_SECONDS, NEXT_SECONDS, prelude=PROGRESS
-        ):
-            if PROGRESS in event:
-                continue
-            made = expect(int, event.get("tokens_predicted"))
-            if event.get("stop"):
-                yield _end(event, mark_was_told=made == told and not last.text)
-                return
-            last = Piece(expect(str, event.get("content")), ids_in(event.get("tokens")))
-            if last.text and made - told > len(last.token_ids):
-                # Of a character that took several tokens it tells the last one only.
-                last = Piece(last.text, await self._spelled(last.text))
-            told = made
-            yield last
+        )
+        async with aclosing(stream) as events:
+            async for event in events:
+                if PROGRESS in event:
+                    continue
+                made = expect(int, event.get("tokens_predicted"))
+                if event.get("stop"):
+                    yield _end(event, mark_was_told=made == told and not last.text)
+                    return
+                last = Piece(expect(str, event.get("content")), ids_in(event.get("tokens")))
+                if last.text and made - told > len(last.token_ids):
+                    # Of a character that took several tokens it tells the last one only.
+                    last = Piece(last.text, await self._spelled(last.text))
+                told = made
+                yield last
 
     async def _spelled(self, text: str) -> tuple[int, ...]:
         """Tokens that make this text; some vocabularies put a space before every text."""

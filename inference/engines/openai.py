@@ -1,6 +1,7 @@
 """Any server with OpenAI's chat completions: it tells no token ids, so text is all there is."""
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from inference.engines.base import EngineError, RequestRefused, Turn
@@ -48,14 +49,16 @@ class OpenAI(Common):
 
     async def write(self, order: Order) -> AsyncGenerator[Piece, None]:
         finish, usage = None, None
-        async for event in self._server.stream(
+        stream = self._server.stream(
             "/v1/chat/completions", _body(order, self._model), FIRST_SECONDS, NEXT_SECONDS
-        ):
-            usage = usage_in(event) or usage
-            for choice in choices_in(event):
-                finish = choice.get("finish_reason") or finish
-                delta = expect(dict, choice.get("delta") or {})
-                yield Piece(expect(str, delta.get("content") or ""))
+        )
+        async with aclosing(stream) as events:
+            async for event in events:
+                usage = usage_in(event) or usage
+                for choice in choices_in(event):
+                    finish = choice.get("finish_reason") or finish
+                    delta = expect(dict, choice.get("delta") or {})
+                    yield Piece(expect(str, delta.get("content") or ""))
         if finish:
             yield Piece(finish=finish_of(finish), usage=usage)
 

@@ -8,8 +8,8 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Iterator
+from contextlib import aclosing, contextmanager
 from email.utils import parsedate_to_datetime
 from functools import cache
 from math import isfinite
@@ -108,11 +108,11 @@ class Server:
         try:
             await self._check(response)
             seconds = first_seconds
-            events = self._events(response)
-            while (event := await self._within(seconds, anext(events, "[DONE]"))) != "[DONE]":
-                parsed = self._parsed(event)
-                yield parsed
-                seconds = first_seconds if prelude and prelude in parsed else next_seconds
+            async with aclosing(self._events(response)) as events:
+                while (event := await self._within(seconds, anext(events, "[DONE]"))) != "[DONE]":
+                    parsed = self._parsed(event)
+                    yield parsed
+                    seconds = first_seconds if prelude and prelude in parsed else next_seconds
         finally:
             await response.aclose()
 
@@ -150,7 +150,7 @@ class Server:
         except Garbled as error:
             raise Unavailable(f"The model's server {self._name} {error}.") from None
 
-    async def _events(self, response: httpx.Response) -> AsyncIterator[str]:
+    async def _events(self, response: httpx.Response) -> AsyncGenerator[str, None]:
         parser = EventParser()
         with self._faults():
             async for data in response.aiter_bytes():

@@ -4,6 +4,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from inference.engines.base import Turn
@@ -97,15 +98,19 @@ class Vllm(WithIds):
 
     async def write(self, order: Order) -> AsyncGenerator[Piece, None]:
         finish, usage = None, None
-        async for event in self._server.stream(
+        stream = self._server.stream(
             "/v1/completions", _body(order, self._model), FIRST_SECONDS, NEXT_SECONDS
-        ):
-            usage = usage_in(event) or usage
-            for choice in choices_in(event):
-                finish = choice.get("finish_reason") or finish
-                ids = ids_in(choice.get("token_ids") or [])
-                # What stopped it is a token, and the last one.
-                yield Piece(expect(str, choice.get("text")), ids[:-1] if finish == "stop" else ids)
+        )
+        async with aclosing(stream) as events:
+            async for event in events:
+                usage = usage_in(event) or usage
+                for choice in choices_in(event):
+                    finish = choice.get("finish_reason") or finish
+                    ids = ids_in(choice.get("token_ids") or [])
+                    # What stopped it is a token, and the last one.
+                    yield Piece(
+                        expect(str, choice.get("text")), ids[:-1] if finish == "stop" else ids
+                    )
         if finish:
             yield Piece(finish=finish_of(finish), usage=usage)
 
