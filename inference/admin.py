@@ -15,6 +15,7 @@ from accounts.admin import RecordAdmin
 from accounts.models import User
 from inference.aliases import Alias, AliasArm
 from inference.audit import ReleaseEvent
+from inference.backend import Backend
 from inference.models import Chunk, Generation, Prompt, Worker
 from inference.releases import LEARNT, Model, Release, ReleaseError
 
@@ -54,6 +55,9 @@ class ModelAdmin(admin.ModelAdmin):
             tell(self, request, partial(model.roll_back, staff(request)), done)
 
 
+OPERATED = ("id", "cannot_continue")  # of a release; the rest never changes, or by an action
+
+
 @admin.register(Release)
 class ReleaseAdmin(admin.ModelAdmin):
     """A release never changes; what changes is whether people get it."""
@@ -65,8 +69,8 @@ class ReleaseAdmin(admin.ModelAdmin):
     actions = ("promote", "retire", "warm")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        every = [field.name for field in Release._meta.fields if field.name != "id"]
-        return every if obj else ["state", "warm_until", "created_at", *LEARNT]
+        fixed = [field.name for field in Release._meta.fields if field.name not in OPERATED]
+        return fixed if obj else ["state", "warm_until", "created_at", *LEARNT]
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
@@ -130,6 +134,26 @@ class AliasAdmin(admin.ModelAdmin):
 class AliasArmAdmin(admin.ModelAdmin):
     list_display = ("alias", "model", "release", "weight")
     list_select_related = ("alias", "model", "release__model")
+
+
+@admin.register(Backend)
+class BackendAdmin(admin.ModelAdmin):
+    """Servers of releases. Workers take up a change within a few seconds."""
+
+    list_display = ("name", "release", "kind", "url", "slots", "is_draining", "created_at")
+    list_filter = ("kind", "is_draining", "release")
+    list_select_related = ("release__model",)
+    search_fields = ("name", "url", "release__model__slug")
+    readonly_fields = ("created_at",)
+    actions = ("drain", "take_back")
+
+    @admin.action(description="Drain: no new answers")
+    def drain(self, request: HttpRequest, backends: QuerySet[Backend]) -> None:
+        backends.update(is_draining=True)
+
+    @admin.action(description="Take back: new answers again")
+    def take_back(self, request: HttpRequest, backends: QuerySet[Backend]) -> None:
+        backends.update(is_draining=False)
 
 
 @admin.register(Worker)

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 import shutil
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
@@ -13,6 +12,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
+from inference.engines.outbound import file_client
 from inference.sources import ModelFileError
 
 TRIES = 5
@@ -28,11 +28,6 @@ class _BrokeOff(Exception):
     """Worth another try."""
 
 
-def client() -> httpx.Client:
-    """The one door to other servers; it trusts the certificates this machine trusts."""
-    return httpx.Client(verify=ssl.create_default_context(), timeout=httpx.Timeout(30, connect=10))
-
-
 def origin_of(part: Path) -> Path:
     """Beside an unfinished file: where it comes from, and the mark of that version of it."""
     return part.with_name(f"{part.name}.from")
@@ -43,7 +38,7 @@ def download(address: str, part: Path, advance: Advance) -> None:
 
     Raises ModelFileError, and OSError for the disk; what has come by then is kept.
     """
-    with client() as door:
+    with file_client() as door:
         for number in range(1, TRIES + 1):
             try:
                 _attempt(door, address, part, advance)

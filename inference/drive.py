@@ -12,7 +12,16 @@ from django.db.models import QuerySet
 from inference import doorbell, failpoints
 from inference.context import fit
 from inference.database import in_database
-from inference.engines.base import Delta, Engine, EngineError, Request, Sampling, Turn, Usage
+from inference.engines.base import (
+    Delta,
+    Engine,
+    EngineError,
+    Interrupted,
+    Request,
+    Sampling,
+    Turn,
+    Usage,
+)
 from inference.models import Generation
 from inference.tokenlog import Fenced, Tail, pack
 
@@ -32,8 +41,12 @@ class Buffer:
     token_ids: list[int] = field(default_factory=list)
     last: Delta | None = None
     error: Exception | None = None
+    restarts: bool = False  # what was logged before is void
 
     def add(self, delta: Delta) -> None:
+        if delta.restart:
+            self.text, self.restarts = "", True
+            self.token_ids.clear()
         self.text += delta.text
         self.token_ids.extend(delta.token_ids)
         self.last = delta if delta.finish else None
@@ -91,7 +104,7 @@ class Drive:
             try:
                 await self._stream(await self._request())
             except EngineError as error:
-                await self._finish("failed", "failed", str(error))
+                await self._fail(error)
             finally:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
@@ -116,6 +129,7 @@ class Drive:
             turns=fitted.turns,
             sampling=replace(sampling, max_tokens=sampling.max_tokens + inherited),
             emitted=self._tail.token_ids,
+            text=self._tail.text,
             scope=f"{self._generation.user_id}:{self._generation.purpose}",
         )
 
@@ -135,6 +149,7 @@ class Drive:
                     if delta.prompt_sha256:
                         self._begun(delta)
                         continue
+                    self._usage = delta.usage or self._usage
                     self._buffer.add(delta)
                     self._news.set()
         except EngineError as error:
@@ -196,6 +211,9 @@ class Drive:
             self._news.set()
 
     async def _flush(self, buffer: Buffer) -> None:
+        if buffer.restarts:
+            self._tail = await in_database(self._log.restart, self.fence)
+            self._generation.inherited_tokens = 0
         if not (buffer.text or buffer.token_ids):
             return
         tail, ids = self._tail, tuple(buffer.token_ids)
@@ -211,9 +229,8 @@ class Drive:
         if self._cancelled:
             await self._finish("stopped", "stopped")
         elif isinstance(buffer.error, EngineError):
-            await self._finish("failed", "failed", str(buffer.error))
+            await self._fail(buffer.error)
         elif buffer.last:
-            self._usage = buffer.last.usage or self._usage
             await self._finish("done", buffer.last.finish or "end")
         elif self._handing_over:
             await in_database(Generation.objects.give_back, self._generation.pk, self.fence)
@@ -221,8 +238,13 @@ class Drive:
             return False
         return True
 
+    async def _fail(self, error: EngineError) -> None:
+        kind = "interrupted" if isinstance(error, Interrupted) else "failed"
+        await self._finish(kind, kind, str(error))
+
     async def _finish(self, kind: str, reason: str, error: str = "") -> None:
         run, tail = self._generation, self._tail
+        made = len(tail.token_ids) or self._usage.completion or tail.tokens
         result: dict[str, Any] = {
             "text": tail.text,
             "token_ids": pack(tail.token_ids),
@@ -230,6 +252,6 @@ class Drive:
             "error": error[:300],
             "prompt_tokens": self._usage.prompt,
             "cached_tokens": self._usage.cached,
-            "completion_tokens": len(tail.token_ids) - run.inherited_tokens,
+            "completion_tokens": max(0, made - run.inherited_tokens),
         }
         await in_database(self._log.finish, self.fence, tail.seq + 1, kind, **result)

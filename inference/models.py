@@ -11,6 +11,7 @@ from django.db.models.functions import Now
 from accounts.ids import uuid7
 from inference.aliases import Alias, AliasArm
 from inference.audit import ReleaseEvent
+from inference.backend import Backend
 from inference.queue import GenerationQuerySet
 from inference.releases import Model, Release
 from inference.tokenlog import DatabaseLog
@@ -18,6 +19,7 @@ from inference.tokenlog import DatabaseLog
 __all__ = [
     "Alias",
     "AliasArm",
+    "Backend",
     "Chunk",
     "Generation",
     "Model",

@@ -21,6 +21,7 @@ from inference.hashes import sha256_of
 
 if TYPE_CHECKING:
     from accounts.models import User
+    from inference.engines.backends import Backend as Server
 
 WARM = timedelta(minutes=15)
 By: TypeAlias = "User | str"
@@ -168,9 +169,13 @@ class Release(models.Model):
         LIVE = "live"
         RETIRED = "retired"
 
+    class CannotContinue(models.TextChoices):
+        RESTART = "restart", "Begin the answer anew"
+        INTERRUPT = "interrupt", "Keep what there is and offer to continue"
+
     model = models.ForeignKey(Model, on_delete=models.PROTECT, related_name="releases")
     version = models.PositiveIntegerField()
-    engine = models.CharField(max_length=40, help_text="llama_cpp, simulated")
+    engine = models.CharField(max_length=40, help_text="llama_cpp, upstream, simulated")
     engine_build = models.CharField(
         max_length=400, blank=True, help_text="Of the first worker that loaded it"
     )
@@ -183,6 +188,12 @@ class Release(models.Model):
     price_input = models.DecimalField(max_digits=12, decimal_places=6, default=0)
     price_cached = models.DecimalField(max_digits=12, decimal_places=6, default=0)
     price_output = models.DecimalField(max_digits=12, decimal_places=6, default=0)
+    cannot_continue = models.CharField(
+        max_length=10,
+        choices=CannotContinue,
+        default=CannotContinue.INTERRUPT,
+        help_text="When a server breaks off that cannot go on with an answer it has begun",
+    )
     state = models.CharField(max_length=10, choices=State, default=State.CANDIDATE)
     warm_until = models.DateTimeField(
         null=True, blank=True, help_text="Kept loaded until then, whether people get it or not"
@@ -240,6 +251,10 @@ class Release(models.Model):
         if sampling.json_schema:  # as text: a JSON column may change the order of its properties
             resolved["json_schema"] = sampling.json_schema
         return resolved
+
+    def servers(self) -> "list[Server]":
+        """Those that run it, as the engine wants them."""
+        return [backend.for_engine() for backend in self.backends.all()]
 
     def clean(self) -> None:
         try:
@@ -344,7 +359,7 @@ class Release(models.Model):
 FROZEN = tuple(
     field.attname
     for field in Release._meta.concrete_fields
-    if field.name not in ("id", "state", "warm_until", "created_at")
+    if field.name not in ("id", "state", "cannot_continue", "warm_until", "created_at")
 )
 LEARNT = ("engine_build", "template_sha256")  # empty until a worker has loaded the weights
 

@@ -18,6 +18,7 @@ from django.utils.module_loading import import_string
 
 from inference import doorbell, failpoints
 from inference.database import now_sql
+from inference.engines.text import estimated_tokens
 
 if TYPE_CHECKING:
     from inference.models import Generation
@@ -50,6 +51,11 @@ class Tail:
     seq: int
     text: str
     token_ids: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """How many; about how many where the engine is not told them."""
+        return len(self.token_ids) or estimated_tokens(self.text)
 
 
 def pack(token_ids: Sequence[int]) -> bytes:
@@ -167,6 +173,18 @@ class DatabaseLog:
         with connection.cursor() as cursor:
             cursor.execute(sql, [tokens, sha256, self._key()])
 
+    def restart(self, fence: int) -> Tail:
+        """Make everything logged void: the answer begins anew, in the next epoch.
+
+        Readers are told with the first event of that. Raises Fenced like append.
+        """
+        held = self._generations().filter(pk=self.id, fence=fence, status="running")
+        beginning = {"log_seq": 0, "log_characters": 0, "inherited_tokens": 0}
+        with transaction.atomic():
+            if not held.update(epoch=F("epoch") + 1, **beginning):
+                raise Fenced
+            return Tail(held.get().epoch, 0, "", ())
+
     def finish(self, fence: int, seq: int, kind: str, **result: Any) -> None:
         """Write the terminal event, the result and what follows from it, all or nothing.
 
@@ -194,7 +212,7 @@ class DatabaseLog:
                 "text": tail.text,
                 "token_ids": pack(tail.token_ids),
                 "prompt_tokens": read or 0,
-                "completion_tokens": len(tail.token_ids) - run.inherited_tokens,
+                "completion_tokens": max(0, tail.tokens - run.inherited_tokens),
                 "error": error,
                 "finish_reason": kind,
                 "fence": F("fence") + 1,
@@ -230,7 +248,7 @@ class DatabaseLog:
         self._generations().filter(pk=self.id).update(
             log_seq=1,
             log_characters=len(ended.text),
-            inherited_tokens=len(ended.token_ids) // 4,
+            inherited_tokens=ended.inherited_tokens + ended.completion_tokens,
         )
 
     # --- plumbing -------------------------------------------------------------------------

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 PROGRESS_SECONDS = 0.2
 SWITCH_SECONDS = 0.0005  # how long the decode thread may wait for the others' Python, not 5 ms
 LOOK_SECONDS = 2.0
+FOLLOW_SECONDS = 2.0  # until a change of a release's servers is taken up
 
 
 def build_engine(release: Release) -> Engine:
@@ -47,6 +48,14 @@ def build_engine(release: Release) -> Engine:
             slots=settings.WORKER_SLOTS,
             context_tokens=min(settings.CONTEXT_TOKENS, release.context_tokens),
             threads=settings.WORKER_THREADS,
+        )
+    if release.engine == "upstream":
+        from inference.engines.upstream import UpstreamEngine
+
+        return UpstreamEngine(
+            release.servers(),
+            context_tokens=release.context_tokens,
+            restarts=release.cannot_continue == release.CannotContinue.RESTART,
         )
     raise EngineError(f"{release} needs the engine {release.engine!r}, which this site lacks.")
 
@@ -76,12 +85,13 @@ class WorkerProcess:
         await self._set(
             state=Worker.State.READY,
             percent_loaded=100,
-            slots=self._engine.capacity().slots,
+            slots=self._slots(),
             engine_build=self._engine.fingerprint()[:400],
             load_seconds=round(time.monotonic() - started, 3),
         )
         await in_database(self._release.learn, self._engine.fingerprint())
         looking = asyncio.create_task(self._stop_when_unwanted())
+        following = asyncio.create_task(self._follow_servers())
         running = asyncio.create_task(self._runner.run())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -89,6 +99,7 @@ class WorkerProcess:
         await self._set(state=Worker.State.DRAINING)
         await self._runner.drain(settings.DRAIN_SECONDS)
         await running
+        following.cancel()
         await self._set(state=Worker.State.GONE)
         await self._engine.stop()
 
@@ -122,6 +133,21 @@ class WorkerProcess:
         while True:
             await self._set(percent_loaded=self._percent)
             await asyncio.sleep(PROGRESS_SECONDS)
+
+    async def _follow_servers(self) -> None:
+        """Take up what staff change about the servers, and tell how many answers they offer."""
+        slots = self._slots()
+        while self._release.engine == "upstream":
+            await asyncio.sleep(FOLLOW_SECONDS)
+            with contextlib.suppress(DatabaseError):  # looked at again in a moment
+                servers = await in_database(self._release.servers)
+                self._engine.use(servers)  # type: ignore[attr-defined]
+                if slots != self._slots():
+                    slots = self._slots()
+                    await self._set(slots=slots)
+
+    def _slots(self) -> int:
+        return self._engine.capacity().slots
 
     async def _set(self, **values: object) -> None:
         mine = Worker.objects.filter(pk=self._boot_id)

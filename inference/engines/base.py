@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from inference.engines.errors import EngineError, RequestRefused
+from inference.engines.errors import EngineError, Interrupted, RequestRefused
 from inference.engines.json_schema import canonical
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Delta",
     "Engine",
     "EngineError",
+    "Interrupted",
     "Progress",
     "Request",
     "RequestRefused",
@@ -150,6 +151,8 @@ class Request:
 
     emitted: tokens an earlier run of it already produced; the engine goes on after them.
         `sampling.max_tokens` counts them too.
+    text: what that run has shown so far; all there is to go on from where an engine has no
+        token ids.
     scope: requests of one scope may reuse each other's evaluated beginnings; "" reuses none.
     common: so many of the first turns are the operator's own words, which every scope may
         reuse, as it may the template's.
@@ -158,6 +161,7 @@ class Request:
     turns: tuple[Turn, ...]
     sampling: Sampling = field(default_factory=Sampling)
     emitted: tuple[int, ...] = ()
+    text: str = ""
     scope: str = ""
     common: int = 0
 
@@ -192,12 +196,14 @@ class Delta:
 
     text: new characters, always whole ones; may be empty while a character or a possible
         stop string is still incomplete.
-    token_ids: the tokens sampled since the last delta, in order.
+    token_ids: the tokens sampled since the last delta, in order; none where the engine is
+        not told them.
     finish: set on the last delta only.
     usage: on a first delta that comes before any token (what is known of the prompt), and on
-        the last.
+        the last; on every one where there are no token ids to count.
     prompt_sha256: on that first delta: of the prompt's tokens. The same prompt, the same hash.
     logprobs: of `token_ids`, one each, if they were asked for.
+    restart: everything before this delta, also of earlier runs, is void: the answer begins anew.
     """
 
     text: str = ""
@@ -206,6 +212,7 @@ class Delta:
     usage: Usage | None = None
     prompt_sha256: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
+    restart: bool = False
 
 
 @dataclass(frozen=True, slots=True)

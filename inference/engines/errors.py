@@ -7,3 +7,7 @@ class EngineError(Exception):
 
 class RequestRefused(EngineError):
     """The request itself is at fault (a parameter out of range, a prompt that cannot fit)."""
+
+
+class Interrupted(EngineError):
+    """The answer broke off where it is; what came of it stands."""

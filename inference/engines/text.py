@@ -12,7 +12,9 @@ class TextAssembler:
     and is then in the same state, whatever was held back when it was interrupted.
     """
 
-    def __init__(self, piece: Callable[[int], bytes], stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, piece: Callable[[int], bytes] = lambda token: b"", stop: Sequence[str] = ()
+    ) -> None:
         self._piece = piece
         self._stop = tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -21,9 +23,11 @@ class TextAssembler:
 
     def feed(self, token_id: int) -> str:
         """The new text this token completes; "" while held back. After a stop string: always ""."""
-        if self.stopped:
-            return ""
-        return self._release(self._decoder.decode(self._piece(token_id)))
+        return self.add(self._decoder.decode(self._piece(token_id)))
+
+    def add(self, text: str) -> str:
+        """The same for text that comes as whole characters already."""
+        return "" if self.stopped else self._release(text)
 
     def flush(self) -> str:
         """What was still held back, now that nothing more comes."""
@@ -42,6 +46,11 @@ class TextAssembler:
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+
+def estimated_tokens(text: str) -> int:
+    """About how many tokens a text has, where nobody tells: one for every three bytes."""
+    return -(-len(text.encode()) // 3)
 
 
 def _clean(text: str) -> str:

@@ -118,6 +118,14 @@ def test_templates_have_no_inline_script_or_style():
     assert [page.name for page in pages if scripts.search(page.read_text())] == []
 
 
+def test_other_servers_are_spoken_to_through_one_door():
+    """The supervisor asks only the site's own web process how it is."""
+    others = r"(import|from) +(requests|aiohttp|urllib3|urllib\.request|http\.client)\b"
+    clients = r"httpx\.(Async)?Client\(|httpx\.(get|post|request|stream)\(|from httpx"
+    doors = files_with(f"{others}|{clients}", ROOMS, ".py")
+    assert doors - {"chatsite/supervisor.py"} == {"inference/engines/outbound.py"}
+
+
 def test_nothing_comes_from_other_hosts():
     outside = r"""(src|href|action|url\(|import|from)\s*=?\s*["'(]\s*(https?:)?//"""
     assert files_with(outside, ("templates", "static"), ".html", ".css", ".js") == set()

@@ -1,7 +1,12 @@
-"""Engines under contract: the simulated one, and llama.cpp with the default model's file."""
+"""Engines under contract: the simulated one, llama.cpp with the default model's file, and a real
+llama-server with the same file behind the upstream engine.
+
+What an engine cannot promise, it is not asked for: a test names the promise it needs with
+`@pytest.mark.promises`, and is skipped for an engine that does not give it.
+"""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ from django.conf import settings as site_settings
 from inference.catalogue import CATALOGUE
 from inference.engines.base import Delta, Engine, Request
 from inference.engines.simulated import SimulatedEngine
+from tests.sidecar import Sidecar
 
 
 def model_file() -> Path:
@@ -29,12 +35,42 @@ def llama() -> Iterator[Engine]:
     asyncio.run(engine.stop())
 
 
-@pytest.fixture(params=["simulated", pytest.param("llama_cpp", marks=pytest.mark.real_model)])
+@pytest.fixture(scope="session")
+def sidecar() -> Iterator[Sidecar]:
+    server = Sidecar(model_file())
+    yield server
+    server.close()
+
+
+@pytest.fixture
+async def upstream(sidecar: Sidecar) -> AsyncIterator[Engine]:
+    from inference.engines.backends import Backend
+    from inference.engines.upstream import UpstreamEngine
+
+    backend = Backend("one", sidecar.url, "llama_server", slots=4)
+    engine = UpstreamEngine([backend], context_tokens=2048)
+    await engine.start(lambda percent: None)
+    yield engine
+    await engine.stop()
+
+
+# "the same beside others": whoever else is running, the tokens are the same.
+# "the same over a seam": a continued answer is the one there would have been.
+ALL = {"the same beside others", "the same over a seam"}
+PROMISES = {"simulated": ALL, "llama_cpp": ALL, "upstream": set()}
+REAL = [pytest.param(name, marks=pytest.mark.real_model) for name in ("llama_cpp", "upstream")]
+
+
+@pytest.fixture(params=["simulated", *REAL])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    if request.param == "llama_cpp":
-        loaded: Engine = request.getfixturevalue("llama")
-        return loaded
-    return SimulatedEngine(slots=4, context_tokens=2048, tokens_per_second=1000)
+    asked = {promise for mark in request.node.iter_markers("promises") for promise in mark.args}
+    if missing := asked - PROMISES[request.param]:
+        pytest.skip(f"{request.param} does not promise {', '.join(sorted(missing))}")
+    if request.param == "simulated":
+        return SimulatedEngine(slots=4, context_tokens=2048, tokens_per_second=1000)
+    fixture = {"llama_cpp": "llama", "upstream": "upstream"}[request.param]
+    loaded: Engine = request.getfixturevalue(fixture)
+    return loaded
 
 
 async def collect(engine: Engine, request: Request) -> list[Delta]:

@@ -51,6 +51,7 @@ async def test_another_seed_gives_another_answer(engine: Engine):
     assert tokens_of(one) != tokens_of(other)
 
 
+@pytest.mark.promises("the same over a seam")
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED])
 async def test_a_continued_run_ends_as_if_it_had_never_been_interrupted(
     engine: Engine, sampling: Sampling
@@ -68,6 +69,19 @@ async def test_a_continued_run_ends_as_if_it_had_never_been_interrupted(
     await asyncio.gather(*others)
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, SEEDED])
+async def test_a_continued_run_repeats_nothing_and_keeps_its_limit(
+    engine: Engine, sampling: Sampling
+):
+    whole = await collect(engine, ask("Tell me about the sea.", sampling))
+    emitted = tokens_of(whole)[:20]
+    rest = await collect(engine, ask("Tell me about the sea.", sampling, emitted=emitted))
+    assert rest[-1].usage is not None
+    assert rest[-1].usage.completion == 20 + len(tokens_of(rest)) <= 40
+    assert rest[-1].usage.prompt == whole[-1].usage.prompt  # type: ignore[union-attr]
+
+
+@pytest.mark.promises("the same over a seam")
 async def test_a_turn_that_reused_a_prefix_can_be_continued_where_nothing_is_cached(engine: Engine):
     opening = Turn("user", "Name three animals.")
     first = await collect(engine, Request((opening,), GREEDY, scope="warm"))
@@ -78,6 +92,7 @@ async def test_a_turn_that_reused_a_prefix_can_be_continued_where_nothing_is_cac
     assert tokens[:9] + tokens_of(await collect(engine, again)) == tokens
 
 
+@pytest.mark.promises("the same beside others")
 async def test_who_else_is_running_makes_no_difference(engine: Engine):
     questions = [f"Describe the number {n}." for n in range(6)]
     alone = [tokens_of(await collect(engine, ask(question))) for question in questions]

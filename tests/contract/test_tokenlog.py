@@ -129,3 +129,21 @@ def test_token_ids_survive_packing(run: Generation):
     run.log.append(run.fence, 1, "x", ids)
     assert list(take_over(run).log.adopt(2).token_ids) == ids
     assert unpack(b"") == ()
+
+
+def test_a_log_that_begins_anew_shows_its_readers_nothing_of_before(run: Generation):
+    run.log.append(run.fence, 1, "bad", [1, 2])
+    tail = run.log.restart(run.fence)
+    assert (tail.epoch, tail.seq, tail.text, tail.token_ids) == (1, 0, "", ())
+    assert run.log.read(0, 1) == []
+    run.log.append(run.fence, 1, "good", [3])
+    assert [(e.epoch, e.seq, e.offset, e.text) for e in run.log.read(0, 1)] == [(1, 1, 0, "good")]
+    assert take_over(run).log.adopt(run.fence + 1).token_ids == (3,)
+
+
+def test_only_the_writer_makes_a_log_begin_anew(run: Generation):
+    run.log.append(run.fence, 1, "good", [1])
+    take_over(run)
+    with pytest.raises(Fenced):
+        run.log.restart(run.fence)
+    assert [event.text for event in run.log.read(0, 0)] == ["good"]

@@ -39,6 +39,7 @@ class LogMachine(RuleBasedStateMachine):
         self.owner: Writer | None = None
         self.shown = ""
         self.shown_seq = 0
+        self.epoch = 0
         self.ended: str | None = None
         self.token = 0
 
@@ -89,6 +90,21 @@ class LogMachine(RuleBasedStateMachine):
         writer.ids.append(self.token)
 
     @precondition(lambda self: self.writers)
+    @rule(data=st.data())
+    def somebody_begins_anew(self, data: Any) -> None:
+        writer = data.draw(st.sampled_from(self.writers))
+        owns = writer is self.owner and self.ended is None
+        try:
+            tail = self.run.log.restart(writer.fence)
+        except Fenced:
+            assert not owns
+            return
+        assert owns
+        assert tail.epoch == self.row().epoch == self.epoch + 1
+        writer.seq, writer.text, writer.ids = 0, "", []
+        self.epoch, self.shown, self.shown_seq = tail.epoch, "", 0
+
+    @precondition(lambda self: self.writers)
     @rule(data=st.data(), kind=st.sampled_from(["done", "failed", "stopped"]))
     def somebody_finishes(self, data: Any, kind: str) -> None:
         writer = data.draw(st.sampled_from(self.writers))
@@ -133,7 +149,8 @@ class LogMachine(RuleBasedStateMachine):
             user=self.run.user, release=self.run.release, messages=[], lengthens=self.row()
         )  # fmt: skip
         assert self.run.log.text() == ended.text
-        self.writers, self.owner, self.ended, self.shown, self.shown_seq = [], None, None, "", 0
+        self.writers, self.owner, self.ended = [], None, None
+        self.epoch, self.shown, self.shown_seq = 0, "", 0
 
     def is_held(self) -> bool:
         """Whether a worker that may be alive has the run."""
@@ -160,7 +177,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule()
     def the_reader_looks(self) -> None:
-        for event in self.run.log.read(0, self.shown_seq):
+        for event in self.run.log.read(self.epoch, self.shown_seq):
             assert event.seq == self.shown_seq + 1
             assert event.offset == len(self.shown)
             self.shown += event.text
@@ -183,7 +200,7 @@ class LogMachine(RuleBasedStateMachine):
             row = self.row()
             assert row.status == self.ended
             assert row.text == row.log.text()
-            tokens = sum(len(bytes(c.token_ids)) // 4 for c in row.chunks.all())
+            tokens = sum(len(bytes(c.token_ids)) // 4 for c in row.chunks.filter(epoch=row.epoch))
             assert tokens == len(bytes(row.token_ids)) // 4
             assert row.completion_tokens == tokens - row.inherited_tokens
 

@@ -1,4 +1,4 @@
-"""`manage.py models`: list, pull, verify, promote, rollback, retire, warm."""
+"""`manage.py models`: list, pull, verify, promote, rollback, retire, warm, connect."""
 
 import sys
 import time
@@ -12,6 +12,7 @@ from django.db import DatabaseError
 from django.db.models import QuerySet
 from tqdm import tqdm
 
+from inference import connecting
 from inference.catalogue import CATALOGUE, Entry, register
 from inference.engines.base import EngineError
 from inference.management.commands.worker import named_model, named_release
@@ -68,6 +69,9 @@ class Command(BaseCommand):
         }.items():
             named = verbs.add_parser(verb, help=what)
             named.add_argument("release", help="SLUG@VERSION; SLUG is its newest")
+
+        connect = verbs.add_parser("connect", help="take a model server of yours into use")
+        connecting.add_arguments(connect)
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -142,6 +146,9 @@ class Command(BaseCommand):
         release = order.run(*bars, by=BY.format("pull"))
         self.say(f"{order.path.name} is here, and it loads (SHA-256 {release.weights_sha256}).")
         self.say(f"Release {release.name} is recorded ({release.state}).")
+
+    def connect(self, model: str, **options: Any) -> None:
+        connecting.connect(self.say, model, BY.format("connect"), **options)
 
     # --- who gets what --------------------------------------------------------------------
     def promote(self, release: str, **_: Any) -> None:

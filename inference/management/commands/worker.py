@@ -73,10 +73,7 @@ class Command(BaseCommand):
         release = named_release(options["release"]) if options["release"] else served_release()
         boot_id = UUID(os.environ.get("CHATSITE_BOOT_ID") or str(uuid4()))
         try:
-            uvloop.run(self._run(release, boot_id))
+            uvloop.run(WorkerProcess(release, boot_id).run())
         except EngineError as error:
             release.found_broken(str(error))
             raise CommandError(str(error), returncode=EXIT_UNUSABLE) from error
-
-    async def _run(self, release: Release, boot_id: UUID) -> None:
-        await WorkerProcess(release, boot_id).run()
