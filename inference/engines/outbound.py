@@ -65,7 +65,7 @@ def file_client() -> httpx.Client:
 
     Proxies of the environment count: files come from outside, servers are the operator's own.
     """
-    return httpx.Client(verify=_certificates(), timeout=httpx.Timeout(30, connect=10))
+    return httpx.Client(verify=ssl.create_default_context(), timeout=httpx.Timeout(30, connect=10))
 
 
 class Server:
