@@ -1,4 +1,4 @@
-"""`manage.py models`: list, pull, verify, promote, rollback, retire, warm, connect."""
+"""`manage.py models`: list, pull, verify, promote, rollback, retire, warm, connect, tune."""
 
 import sys
 import time
@@ -21,6 +21,7 @@ from inference.models import Release, Worker
 from inference.pulls import Pull
 from inference.releases import ReleaseError
 from inference.sources import EXAMPLES, ModelFileError
+from inference.tuning import tune as tuning
 
 BY = "manage.py models {}"
 POLL_SECONDS = 0.1
@@ -72,6 +73,8 @@ class Command(BaseCommand):
 
         connect = verbs.add_parser("connect", help="take a model server of yours into use")
         connecting.add_arguments(connect)
+        tune = verbs.add_parser("tune", help="find the best weight format for this machine")
+        tuning.add_arguments(tune)
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -149,6 +152,9 @@ class Command(BaseCommand):
 
     def connect(self, model: str, **options: Any) -> None:
         connecting.connect(self.say, model, BY.format("connect"), **options)
+
+    def tune(self, model: str, **options: Any) -> None:
+        tuning.tune(self.say, named_model(model), BY.format("tune"), **options)
 
     # --- who gets what --------------------------------------------------------------------
     def promote(self, release: str, **_: Any) -> None:

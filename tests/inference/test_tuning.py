@@ -1,0 +1,90 @@
+"""Which weight format is proposed, and what is made of the measurements."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from inference.catalogue import CATALOGUE, register
+from inference.models import Release
+from inference.tuning import tune
+from inference.tuning.formats import path_of
+from inference.tuning.measure import Figures
+from inference.tuning.tune import Row, propose, table
+
+
+def row(name: str, speed: float, divergence: float) -> Row:
+    speeds = {1: speed, 4: speed, 16: speed}
+    return Row(name, Path(name), Figures(speeds, 100.0, 1.0, 10**8, 17.0, divergence, 0.9))
+
+
+def test_the_fastest_is_proposed_among_those_that_say_nearly_the_same():
+    rows = [row("as it came", 50, 0), row("fine", 90, 0.05), row("rough", 200, 0.3)]
+    assert propose(rows).name == "fine"
+
+
+def test_the_file_as_it_came_stays_where_nothing_is_near_it():
+    assert propose([row("as it came", 50, 0), row("rough", 200, 0.3)]).name == "as it came"
+    assert propose([row("as it came", 50, 0), row("slow", 40, 0.01)]).name == "as it came"
+
+
+def test_the_table_marks_the_best():
+    rows = [row("as it came", 50, 0), row("fine", 90, 0.05)]
+    lines = table(rows, rows[1])
+    assert [line.endswith("best") for line in lines] == [False, False, True]
+
+
+def test_files_of_formats_lie_beside_their_source():
+    assert path_of(Path("/m/a.Q4_1.gguf"), "IQ4_NL+Q8_0") == Path("/m/a.Q4_1.IQ4_NL-Q8_0.gguf")
+
+
+@pytest.fixture
+def tuned(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, db: None) -> Release:
+    """The default model in a folder of its own; measurements are made up, files are made."""
+    entry = CATALOGUE["smollm2-135m-instruct"]
+    source = Path(settings.MODELS_DIR) / entry.file_name
+    settings.MODELS_DIR = settings.DATA_DIR = tmp_path
+    (tmp_path / entry.file_name).symlink_to(source)
+
+    def made_up(name: str, path: Path, reference: Path) -> Row:
+        assert path.exists()
+        return Row(name, path, row(name, 90 if path != reference else 50, 0.01).figures)
+
+    monkeypatch.setattr(tune, "_measured", made_up)
+    return register(entry)
+
+
+def run(*words: str) -> str:
+    out = io.StringIO()
+    call_command("models", "tune", "smollm2-135m-instruct", *words, stdout=out)
+    return out.getvalue()
+
+
+@pytest.mark.real_model
+def test_tuning_makes_a_file_records_a_release_and_proposes_it(tuned: Release, tmp_path: Path):
+    said = run("--formats", "Q8_0")
+    made = Release.objects.get(version=2)
+    assert made.weights_path.read_bytes()[:4] == b"GGUF"
+    assert (made.state, made.parameters) == ("candidate", tuned.parameters)
+    assert "promote smollm2-135m-instruct@2" in said
+    saved = tmp_path / "tuning" / "smollm2-135m-instruct.json"
+    assert json.loads(saved.read_text())["best"] == "Q8_0"
+    plot = saved.with_suffix(".svg").read_text()
+    assert "<script" not in plot
+    ET.fromstring(plot)
+    run("--formats", "Q8_0", "--promote")
+    assert list(Release.objects.filter(state="live")) == [made]
+
+
+def test_an_unknown_format_is_refused_by_name(tuned: Release):
+    with pytest.raises(CommandError, match="Unknown format: Q9"):
+        run("--formats", "Q9")
+
+
+def test_a_model_without_a_file_cannot_be_tuned(release: Release):
+    with pytest.raises(CommandError, match="no model file here"):
+        call_command("models", "tune", "simulated")
