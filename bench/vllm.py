@@ -30,6 +30,7 @@ from tests.vllm.server import VllmServer
 
 TOKENS = 128
 CONTEXT = 512
+BATCH = 2048  # its own default
 LIMIT = 1.6
 ENDS = ((0, -100.0), (2, -100.0))  # <|endoftext|> and <|im_end|> of this vocabulary
 SUBJECTS = (
@@ -162,6 +163,7 @@ async def measure(server: VllmServer, asked: argparse.Namespace) -> dict[str, An
         figures |= await beside(file, theirs, asked)
     figures["prompt, tokens, median"] = median(prompt.tokens for prompt in theirs.prompts)
     figures["vLLM ready after, s"] = round(server.ready_seconds)
+    figures["vLLM, memory of its processes, MB"] = server.memory() // 1_000_000
     server.resume()
     await theirs.http.aclose()
     return figures
@@ -181,8 +183,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     asked = parser.parse_args()
     server = VllmServer(
-        slots=max(asked.streams), context_tokens=CONTEXT, threads=asked.threads, dtype=asked.dtype
-    )
+        slots=max(asked.streams), context_tokens=CONTEXT, threads=asked.threads, batch=BATCH,
+        dtype=asked.dtype, compiles=True,
+    )  # fmt: skip
     try:
         figures = asyncio.run(measure(server, asked))
     finally:

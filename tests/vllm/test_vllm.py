@@ -187,12 +187,12 @@ async def test_a_person_reuses_their_own_beginning_and_nobody_elses(engine: Upst
 
 
 async def test_every_parameter_is_taken(engine: UpstreamEngine):
-    """Extremes too: none is refused, and a bias that forbids a token is kept to."""
+    """To its extremes but for temperature, and a bias that forbids a token is kept to."""
     first = tokens_of(await collect(engine, Request(STORY, replace(GREEDY, max_tokens=1))))
     forbidden = replace(GREEDY, max_tokens=8, logit_bias=((first[0], -100.0),))
     assert first[0] not in tokens_of(await collect(engine, Request(STORY, forbidden)))[:1]
     extremes = [
-        Sampling(temperature=5, top_k=0, top_p=0, min_p=1, max_tokens=3),
+        Sampling(temperature=2, top_k=0, top_p=0, min_p=1, max_tokens=3),
         Sampling(temperature=0.01, top_k=1_000_000, top_p=1, seed=2**63 - 1, max_tokens=3),
         Sampling(repeat_penalty=0.1, frequency_penalty=2, presence_penalty=-2, max_tokens=3),
         Sampling(repeat_penalty=10, frequency_penalty=-2, presence_penalty=2, max_tokens=3),
@@ -203,10 +203,18 @@ async def test_every_parameter_is_taken(engine: UpstreamEngine):
         assert deltas[-1].finish in ("length", "end"), sampling
 
 
-async def test_a_bias_for_a_token_that_is_none_is_refused_in_a_sentence(engine: UpstreamEngine):
-    sampling = Sampling(logit_bias=((400_000, 1.0),), max_tokens=3)
-    with pytest.raises(RequestRefused, match=r"refused the request: .*\."):
-        await collect(engine, Request(STORY, sampling))
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"temperature": 5}, r"temperature must be in \[0, 2\]"),
+        ({"logit_bias": ((400_000, 1.0),)}, ""),
+    ],
+)
+async def test_what_it_does_not_take_is_refused_in_its_words(
+    engine: UpstreamEngine, wrong: dict[str, Any], words: str
+):
+    with pytest.raises(RequestRefused, match=rf"refused the request: .*{words}.*\."):
+        await collect(engine, Request(STORY, replace(GREEDY, **wrong)))
 
 
 # --- last, since it takes the server away -------------------------------------------------
