@@ -30,7 +30,6 @@ from tests.vllm.server import VllmServer
 
 TOKENS = 128
 CONTEXT = 512
-BATCH = 2048  # its own default
 LIMIT = 1.6
 ENDS = ((0, -100.0), (2, -100.0))  # <|endoftext|> and <|im_end|> of this vocabulary
 SUBJECTS = (
@@ -183,7 +182,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     asked = parser.parse_args()
     server = VllmServer(
-        slots=max(asked.streams), context_tokens=CONTEXT, threads=asked.threads, batch=BATCH,
+        slots=max(asked.streams), context_tokens=CONTEXT, threads=asked.threads,
         dtype=asked.dtype, compiles=True,
     )  # fmt: skip
     try:

@@ -126,7 +126,8 @@ async def test_what_vllm_found_in_its_cache_is_told_but_the_end_it_counts_is_not
     """As vLLM 0.32 sends it: fields without a value, and the usage in an event of its own."""
     first = {**chunk("Good day", [71, 72, 73, 74])["choices"][0], "prompt_token_ids": [1, 2],
              "logprobs": None, "stop_reason": None}  # fmt: skip
-    numbers = {**USED["usage"], "prompt_tokens_details": {"cached_tokens": 3}}
+    numbers = {"prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17,
+               "prompt_tokens_details": {"cached_tokens": 3}}  # fmt: skip
     end = {"object": "text_completion", "choices": [], "usage": numbers, "system_fingerprint": "x"}
     events = [{"id": "cmpl-1", "choices": [first]}, chunk("", [1], "stop"), end]
     async with upstream("vllm", as_vllm(streamed(*events))) as engine:

@@ -17,13 +17,13 @@ READY_SECONDS = 600
 class VllmServer:
     """threads: of the part that computes; vLLM would leave one core to its scheduler.
 
-    batch: tokens of prompts in one step; it stops between steps only. compiles: the model, which
-    makes it faster and takes minutes at every start. A start after a kill is on the same port.
+    compiles: the model, which makes it faster and takes minutes at every start. A start after a
+    kill is on the same port.
     """
 
     def __init__(
         self, *, slots: int = 4, context_tokens: int = 2048, threads: int = 1,
-        batch: int = 256, dtype: str = "bfloat16", compiles: bool = False,
+        dtype: str = "bfloat16", compiles: bool = False,
     ) -> None:  # fmt: skip
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
@@ -32,7 +32,9 @@ class VllmServer:
             "--model", str(WEIGHTS), "--served-model-name", "smollm2",
             "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype,
             "--max-model-len", str(context_tokens), "--max-num-seqs", str(slots),
-            "--max-num-batched-tokens", str(batch),
+            # On a CPU, a prompt read in pieces for a request with a seed ends the whole server.
+            "--no-enable-chunked-prefill",
+            "--max-num-batched-tokens", str(max(2048, context_tokens)),
             "--enable-prefix-caching", "--enable-prompt-tokens-details",
             "--disable-uvicorn-access-log", *([] if compiles else ["--enforce-eager"]),
         ]  # fmt: skip

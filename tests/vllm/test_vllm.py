@@ -22,7 +22,7 @@ START, END = 1, 2  # <|im_start|> and <|im_end|> of this vocabulary
 STORY = (Turn("user", "Tell me a story about a fox."),)
 EMOJI = (Turn("user", "Repeat exactly: 漢字 \N{GRINNING FACE} naïve \N{FOX FACE}"),)
 HI = (Turn("user", "Hi"),)
-LONG = (Turn("user", "Tell me about the river. " * 60),)
+LONG = (Turn("user", "Tell me about the river. " * 40),)
 GREEDY = Sampling(temperature=0, max_tokens=120)
 
 
