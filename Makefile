@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export VENV
 
-.PHONY: run test lint check-migrations test-suites test-sqlite test-browser test-postgres dev shell lock clean
+.PHONY: run test lint check-migrations test-suites test-sqlite test-browser test-postgres test-vllm bench-vllm dev shell lock clean
 
 run: ## Install what is missing and serve the site
 	@exec $(PYTHON) deploy/install.py run
@@ -43,6 +43,14 @@ test-browser: dev
 
 test-postgres: dev
 	TEST_DATABASE=postgres $(BIN)/python -m pytest -m "not browser" --ignore=tests/architecture $(PYTEST)
+
+test-vllm: dev ## The upstream engine with a real vLLM: 2.5 GB in the user's cache, so not in `test`
+	$(BIN)/python tests/vllm/install.py
+	$(BIN)/python -m pytest tests/vllm $(PYTEST)
+
+bench-vllm: dev ## Tokens a second beside vLLM's (BENCH: its options)
+	$(BIN)/python tests/vllm/install.py
+	$(BIN)/python -m bench.vllm $(BENCH)
 
 shell: dev
 	@$(BIN)/python manage.py shell

@@ -100,6 +100,8 @@ REASONS = {
     "file is not a database": "The database file in DATA_DIR is damaged. Restore a copy of it.",
     "DO NOT MATCH THE HASHES": "A downloaded package is not the one this version was tested "
     "with. Nothing was installed from it.",
+    "No matching distribution found for torch": "The package index has no PyTorch for the CPU. "
+    "Name one that has in PIP_EXTRA_INDEX_URL.",
     "Temporary failure in name resolution": "The package index cannot be reached. "
     "Check the network and try again.",
     "NewConnectionError": "The package index cannot be reached. Check the network and try again.",

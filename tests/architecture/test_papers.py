@@ -9,6 +9,7 @@ from inference.engines.base import BIAS, BIASES, RANGES, Sampling
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOCKS = ("requirements.lock", "requirements-dev.lock", "deploy/node.lock")
+VLLM = "tests/vllm/requirements.txt"
 FROM_ENVIRONMENT = re.compile(r'(?:environ\.get|env_\w+)\(\s*"([A-Z_]+)"')
 FIRST_CELL = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
 # Letters kept apart so that this file does not find itself.
@@ -62,7 +63,7 @@ def json_dependencies() -> set[str]:
 
 
 def test_everything_locked_has_a_hash_and_no_address():
-    for name in LOCKS:
+    for name in (*LOCKS, VLLM):
         text = (ROOT / name).read_text()
         assert "://" not in text
         requirements = re.split(r"^(?=\S)", text, flags=re.MULTILINE)[1:]

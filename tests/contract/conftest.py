@@ -61,11 +61,15 @@ PROMISES = {"simulated": ALL, "llama_cpp": ALL, "upstream": set()}
 REAL = [pytest.param(name, marks=pytest.mark.real_model) for name in ("llama_cpp", "upstream")]
 
 
+def skip_unless_promised(request: pytest.FixtureRequest, engine: str) -> None:
+    asked = {promise for mark in request.node.iter_markers("promises") for promise in mark.args}
+    if missing := asked - PROMISES[engine]:
+        pytest.skip(f"{engine} does not promise {', '.join(sorted(missing))}")
+
+
 @pytest.fixture(params=["simulated", *REAL])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    asked = {promise for mark in request.node.iter_markers("promises") for promise in mark.args}
-    if missing := asked - PROMISES[request.param]:
-        pytest.skip(f"{request.param} does not promise {', '.join(sorted(missing))}")
+    skip_unless_promised(request, request.param)
     if request.param == "simulated":
         return SimulatedEngine(slots=4, context_tokens=2048, tokens_per_second=1000)
     fixture = {"llama_cpp": "llama", "upstream": "upstream"}[request.param]

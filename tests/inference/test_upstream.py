@@ -122,6 +122,20 @@ async def test_tokens_come_with_their_text_and_the_one_that_ends_it_is_left_out(
     assert (deltas[-1].finish, deltas[-1].usage) == ("end", Usage(5, 0, 4))
 
 
+async def test_what_vllm_found_in_its_cache_is_told_but_the_end_it_counts_is_not():
+    """As vLLM 0.32 sends it: fields without a value, and the usage in an event of its own."""
+    first = {**chunk("Good day", [71, 72, 73, 74])["choices"][0], "prompt_token_ids": [1, 2],
+             "logprobs": None, "stop_reason": None}  # fmt: skip
+    numbers = {"prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17,
+               "prompt_tokens_details": {"cached_tokens": 3}}  # fmt: skip
+    end = {"object": "text_completion", "choices": [], "usage": numbers, "system_fingerprint": "x"}
+    events = [{"id": "cmpl-1", "choices": [first]}, chunk("", [1], "stop"), end]
+    async with upstream("vllm", as_vllm(streamed(*events))) as engine:
+        deltas = await collect(engine)
+    assert (text_of(deltas), tokens_of(deltas)) == ("Good day", [71, 72, 73, 74])
+    assert deltas[-1].usage == Usage(5, 3, 4)
+
+
 async def test_another_server_goes_on_after_the_tokens_whose_text_came():
     broken = as_vllm(streamed(chunk("Good", [71, 72]), chunk("", [73]), end=BREAK))
     whole = as_vllm(streamed(chunk(" day", [73, 74]), chunk("", [1], "stop")))
@@ -239,6 +253,14 @@ async def test_a_request_at_fault_is_refused_at_once_and_in_the_servers_words():
         with pytest.raises(RequestRefused, match=r"top_k must be -1 or more\. …"):
             await collect(engine)
     assert len(server.bodies("/v1/completions")) == 1
+
+
+async def test_a_temperature_vllm_does_not_take_is_refused_in_its_words():
+    message = "temperature must be in [0, 2], got 5.0. (parameter=temperature, value=5.0)"
+    kind = {"type": "BadRequestError", "param": "temperature", "code": 400}
+    async with upstream("vllm", as_vllm(said({"error": {"message": message, **kind}}, 400))) as e:
+        with pytest.raises(RequestRefused, match=r"temperature must be in \[0, 2\]"):
+            await collect(e, Request(ASK.turns, Sampling(temperature=5)))
 
 
 async def test_servers_that_are_not_there_offer_no_slots_until_they_come():
