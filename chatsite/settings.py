@@ -58,6 +58,7 @@ HTTPS = env_bool("HTTPS")
 
 # --- models and workers -------------------------------------------------------------------
 MODEL = os.environ.get("MODEL", "smollm2-135m-instruct")
+EMBEDDING_MODEL = os.environ.get("EMBEDDING_MODEL", "wordllama-256")
 MODELS_DIR = Path(os.environ.get("MODELS_DIR", DATA_DIR / "models")).resolve()
 CONTEXT_TOKENS = env_int("CONTEXT_TOKENS", 4096, 256)
 WORKER_SLOTS = env_int("WORKER_SLOTS", 8, 1, 64)
