@@ -37,6 +37,7 @@ class Row:
     wait: int | None = None
     left_out: int = 0
     cut_characters: int = 0
+    is_summarised: bool = False
     versions: list[UUID] = field(default_factory=list)
 
     @property
@@ -101,6 +102,7 @@ def _runs(messages: Iterable[Message]) -> dict[UUID | None, Any]:
         .annotate(
             not_seen=F("prompt__left_out") + F("prompt__left_out_before"),
             cut=F("prompt__cut_characters"),
+            summarised=Q(prompt__summary__gt=""),
         )
     )
     return {run.pk: run for run in found}
@@ -132,6 +134,7 @@ def _row(message: Message, run: Any, versions: list[UUID]) -> Row:
     if run:
         row.state, row.seq, row.epoch = run.status, run.log_seq, run.epoch
         row.left_out, row.cut_characters = run.not_seen or 0, run.cut or 0
+        row.is_summarised = bool(run.summarised)
         if run.is_active:
             _follow(row, run)
         elif len(message.text) != run.log_characters:

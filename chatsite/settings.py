@@ -58,11 +58,13 @@ HTTPS = env_bool("HTTPS")
 
 # --- models and workers -------------------------------------------------------------------
 MODEL = os.environ.get("MODEL", "smollm2-135m-instruct")
+EMBEDDING_MODEL = os.environ.get("EMBEDDING_MODEL", "wordllama-256")
 MODELS_DIR = Path(os.environ.get("MODELS_DIR", DATA_DIR / "models")).resolve()
 CONTEXT_TOKENS = env_int("CONTEXT_TOKENS", 4096, 256)
 WORKER_SLOTS = env_int("WORKER_SLOTS", 8, 1, 64)
 WORKER_THREADS = env_int("WORKER_THREADS", 0, 0, 512)  # 0: measured at start
 MAX_ANSWER_TOKENS = env_int("MAX_ANSWER_TOKENS", 1024, 1)
+SUMMARISE_LEFT_OUT = env_bool("SUMMARISE_LEFT_OUT")
 MAX_MESSAGE_CHARACTERS = env_int("MAX_MESSAGE_CHARACTERS", 32000, 1, 500_000)
 GENERATION_FINISHED = "chats.answers.settle"  # called inside the finishing transaction
 LOG_RETENTION_SECONDS = env_int("LOG_RETENTION_SECONDS", 900, 60)

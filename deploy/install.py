@@ -158,7 +158,8 @@ def install_packages(dev: bool) -> None:
     if not runtime.path.exists():
         check_machine()
     lock = ROOT / ("requirements-dev.lock" if dev else "requirements.lock")
-    run("Installing Python packages", [*pip(), "--require-hashes", "-r", lock])
+    command = [*pip(), "--no-deps", "--require-hashes", "-r", lock]  # the lock is all there is
+    run("Installing Python packages", command)
     runtime.write()
     if dev:
         tools.write()

@@ -222,7 +222,7 @@ class GenerationAdmin(RecordAdmin):
 
 @admin.register(Prompt)
 class PromptAdmin(RecordAdmin):
-    content = ("messages",)
+    content = ("messages", "summary")
     list_display = ("generation_id", "left_out", "left_out_before")
     search_fields = ("=generation__id",)
     ordering = ("-generation_id",)

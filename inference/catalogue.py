@@ -60,6 +60,15 @@ _ENTRIES = (
         file_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
     Entry(
+        slug="wordllama-256",
+        title="WordLlama 256",
+        description="Not for chats: embeddings of texts, 256 numbers each, from a package.",
+        engine="wordllama",
+        license="MIT",
+        context_tokens=32_000,
+        file_sha256="64b47a2dc493cb8e85944076601189739852d7b64e0e1eedcb1937a251cd9fd5",
+    ),
+    Entry(
         slug="simulated",
         title="Simulated",
         description="Not a model: made-up text at a set pace, for load and other tests.",

@@ -6,11 +6,12 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db.models import QuerySet
 
 from inference import doorbell, failpoints
-from inference.context import fit
+from inference.context import Fitted, fit
 from inference.database import in_database
 from inference.engines.base import (
     Delta,
@@ -23,6 +24,7 @@ from inference.engines.base import (
     Usage,
 )
 from inference.models import Generation
+from inference.summary import fit_summarised
 from inference.tokenlog import Fenced, Tail, pack
 
 log = logging.getLogger(__name__)
@@ -102,9 +104,7 @@ class Drive:
                 return
             watching = asyncio.create_task(self._watch_for_cancel())
             try:
-                await self._stream(await self._request())
-            except EngineError as error:
-                await self._fail(error)
+                await self._stream()
             finally:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
@@ -121,29 +121,53 @@ class Drive:
         sampling = Sampling.from_parameters(prompt.parameters)
         turns = [Turn(message["role"], message["content"]) for message in prompt.messages]
         inherited = self._generation.inherited_tokens
-        fitted = await fit(self._engine, turns, sampling.max_tokens, inherited)
-        if (fitted.left_out, fitted.cut_characters) != (prompt.left_out, prompt.cut_characters):
-            prompt.left_out, prompt.cut_characters = fitted.left_out, fitted.cut_characters
-            await in_database(prompt.save, update_fields=["left_out", "cut_characters"])
+        scope = f"{self._generation.user_id}:{self._generation.purpose}"
+        room = sampling.max_tokens, inherited
+        fitted = await fit(self._engine, turns, *room, prompt.summary)
+        if fitted.left_out and self._may_summarise:
+            fitted = await fit_summarised(self._engine, turns, *room, scope) or fitted
+        await self._keep(fitted)
         return Request(
             turns=fitted.turns,
             sampling=replace(sampling, max_tokens=sampling.max_tokens + inherited),
             emitted=self._tail.token_ids,
             text=self._tail.text,
-            scope=f"{self._generation.user_id}:{self._generation.purpose}",
+            scope=scope,
         )
 
+    @property
+    def _may_summarise(self) -> bool:
+        """Not once the answer is begun, whose prompt must stay; a last try takes no chances."""
+        prompt = self._generation.prompt
+        is_decided = prompt.summary or prompt.sha256 or self.is_alone
+        return settings.SUMMARISE_LEFT_OUT and not is_decided
+
+    async def _keep(self, fitted: Fitted) -> None:
+        """Store how the prompt was fitted: who takes over must arrive at the same one."""
+        run, prompt = self._generation, self._generation.prompt
+        found = {name: getattr(fitted, name) for name in ("left_out", "cut_characters", "summary")}
+        if all(getattr(prompt, name) == value for name, value in found.items()):
+            return
+        figures = {
+            "summary_prompt_tokens": run.summary_prompt_tokens + fitted.spent.prompt,
+            "summary_tokens": run.summary_tokens + fitted.spent.completion,
+        }
+        failpoints.hit("before_fitted")
+        await in_database(self._log.prepare, self.fence, found, **figures)
+        failpoints.hit("fitted")
+
     # --- the answer -----------------------------------------------------------------------
-    async def _stream(self, request: Request) -> None:
-        pump = asyncio.create_task(self._pump(request))
+    async def _stream(self) -> None:
+        pump = asyncio.create_task(self._pump())
         try:
             await self._flush_until_ended()
         finally:
             pump.cancel()
             await asyncio.gather(pump, return_exceptions=True)
 
-    async def _pump(self, request: Request) -> None:
+    async def _pump(self) -> None:
         try:
+            request = await self._request()
             async with contextlib.aclosing(self._engine.generate(request)) as stream:
                 async for delta in stream:
                     if delta.prompt_sha256:
@@ -152,7 +176,7 @@ class Drive:
                     self._usage = delta.usage or self._usage
                     self._buffer.add(delta)
                     self._news.set()
-        except EngineError as error:
+        except (EngineError, Fenced, DatabaseError) as error:
             self._buffer.error = error
         except Exception:
             # A fault of the engine's, not of the log's: trying again would meet it again.
@@ -190,7 +214,7 @@ class Drive:
             await self._news.wait()
             self._news.clear()
             buffer, self._buffer = self._buffer, Buffer()
-            if isinstance(buffer.error, Fenced):
+            if isinstance(buffer.error, Fenced | DatabaseError):
                 raise buffer.error
             if not self._cancelled:
                 await self._flush(buffer)

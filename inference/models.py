@@ -136,6 +136,12 @@ class Generation(models.Model):
     inherited_tokens = models.PositiveIntegerField(
         default=0, help_text="Tokens of the answer this run lengthens; billed there"
     )
+    summary_prompt_tokens = models.PositiveIntegerField(
+        default=0, help_text="Read for the summary of what did not fit; not in the prompt’s"
+    )
+    summary_tokens = models.PositiveIntegerField(
+        default=0, help_text="Written for that summary; not in the answer’s"
+    )
     cost_micros = models.BigIntegerField(default=0, help_text="Millionths of the currency")
 
     queued_at = models.DateTimeField(db_default=Now())
@@ -218,6 +224,9 @@ class Prompt(models.Model):
     left_out = models.PositiveIntegerField(default=0, help_text="Messages that did not fit")
     cut_characters = models.PositiveIntegerField(
         default=0, help_text="Of the newest message, when it alone did not fit"
+    )
+    summary = models.TextField(
+        blank=True, help_text="The message that stands for those that did not fit"
     )
     tokens = models.PositiveIntegerField(default=0, help_text="Of the prompt as evaluated")
     sha256 = models.CharField(

@@ -87,6 +87,7 @@ class GenerationQuerySet(QuerySet["Generation"]):
                 messages=messages,
                 parameters=release.sampling_for(parameters or {}),
                 left_out_before=left_out_before,
+                summary=lengthens.prompt.summary if lengthens else "",
             )
             if lengthens:
                 generation.log.inherit(lengthens)

@@ -173,6 +173,19 @@ class DatabaseLog:
         with connection.cursor() as cursor:
             cursor.execute(sql, [tokens, sha256, self._key()])
 
+    def prepare(self, fence: int, prompt: dict[str, Any], **figures: int) -> None:
+        """Before the answer begins: store what is found out of its prompt, and what that took.
+
+        `prompt` are fields of Prompt, `figures` of Generation. Raises Fenced like append.
+        """
+        from inference.models import Prompt
+
+        held = self._generations().filter(pk=self.id, fence=fence, status="running")
+        with transaction.atomic():
+            if not held.update(**figures):
+                raise Fenced
+            Prompt.objects.filter(pk=self.id).update(**prompt)
+
     def restart(self, fence: int) -> Tail:
         """Make everything logged void: the answer begins anew, in the next epoch.
 

@@ -49,6 +49,10 @@ def build_engine(release: Release) -> Engine:
             context_tokens=min(settings.CONTEXT_TOKENS, release.context_tokens),
             threads=settings.WORKER_THREADS,
         )
+    if release.engine == "wordllama":
+        from inference.engines.wordllama import WordLlamaEngine
+
+        return WordLlamaEngine(release.weights_sha256)
     if release.engine == "upstream":
         from inference.engines.upstream import UpstreamEngine
 

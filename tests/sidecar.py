@@ -12,9 +12,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Sidecar:
-    def __init__(self, model: Path, *, slots: int = 4, context_tokens: int = 2048) -> None:
+    def __init__(
+        self, model: Path, *, slots: int = 4, context_tokens: int = 2048, embeddings: bool = False
+    ) -> None:
+        words = [str(model), str(slots), str(context_tokens), "embeddings" * embeddings]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.sidecar", str(model), str(slots), str(context_tokens)],
+            [sys.executable, "-m", "tests.sidecar", *words],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -41,7 +44,7 @@ class Sidecar:
             self._process.wait(10)
 
 
-def serve(model: str, slots: int, context_tokens: int) -> None:
+def serve(model: str, slots: int, context_tokens: int, embeddings: bool) -> None:
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
@@ -50,6 +53,10 @@ def serve(model: str, slots: int, context_tokens: int) -> None:
     parameters.n_parallel = slots
     parameters.n_ctx = slots * context_tokens
     parameters.n_batch = parameters.n_ubatch = 32  # it stops between batches only
+    if embeddings:
+        parameters.embedding = True
+        parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        parameters.n_batch = parameters.n_ubatch = context_tokens  # a text must fit in one
     parameters.ui = False
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(parameters)
@@ -58,4 +65,4 @@ def serve(model: str, slots: int, context_tokens: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), bool(sys.argv[4]))

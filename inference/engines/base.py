@@ -247,7 +247,10 @@ class Engine(Protocol):
         ...
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector a text. Raises EngineError where the engine has no embeddings."""
+        """One vector of length 1 a text, in order.
+
+        Raises RequestRefused (see vectors.check), and EngineError where there are no embeddings.
+        """
         ...
 
     def capacity(self) -> Capacity: ...

@@ -109,7 +109,7 @@ class Common:
         vectors = {expect(int, row.get("index")): row.get("embedding") for row in rows}
         if sorted(vectors) != list(range(len(texts))):
             raise EngineError("The model's server left out a vector.")
-        return [expect(list, vectors[number]) for number in range(len(texts))]
+        return [numbers_in(vectors[number]) for number in range(len(texts))]
 
     async def listed(self) -> dict[str, Any]:
         """The entry of our model in /v1/models; the first one's where none is named."""
@@ -156,6 +156,10 @@ def expect(kind: type[T], value: Any) -> T:
 
 def ids_in(value: Any) -> tuple[int, ...]:
     return tuple(expect(int, token) for token in expect(list, value))
+
+
+def numbers_in(value: Any) -> list[float]:
+    return [n if isinstance(n, int) else expect(float, n) for n in expect(list, value)]
 
 
 def choices_in(event: dict[str, Any]) -> list[dict[str, Any]]:

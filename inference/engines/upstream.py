@@ -27,10 +27,12 @@ from inference.engines.base import (
 from inference.engines.flavours import Order, Piece, Prompt
 from inference.engines.outbound import Unavailable
 from inference.engines.text import TextAssembler, estimated_tokens
+from inference.engines.vectors import check, units
 
 T = TypeVar("T")
 LACKS = ("logprobs", "json_schema")  # a schema's state would be lost over a seam
 RETRIES = 3
+TEXTS_AT_ONCE = 32  # in one request for embeddings, which has 30 seconds
 LONGEST_CHARACTER = 4  # bytes, so as many tokens at most
 SLACK = 8  # tokens more than asked for that are put down to a character at the end
 
@@ -252,7 +254,12 @@ class UpstreamEngine:
         return (await self._ask(lambda peer: peer.flavour.prompt(turns))).tokens
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        return await self._ask(lambda peer: peer.flavour.embed(texts))
+        check(texts)
+        vectors: list[list[float]] = []
+        for begin in range(0, len(texts), TEXTS_AT_ONCE):
+            part = texts[begin : begin + TEXTS_AT_ONCE]
+            vectors += await self._ask(lambda peer, part=part: peer.flavour.embed(part))  # type: ignore[misc]
+        return units(vectors)
 
     async def _ask(self, work: Callable[[Peer], Awaitable[T]]) -> T:
         """Something any server can do, and can do again."""

@@ -28,7 +28,8 @@ def run(alice: User) -> Generation:
     run = Generation.objects.create(
         user=alice, release=release, status="done", text=SECRET, token_ids=SECRET.encode()
     )
-    Prompt.objects.create(generation=run, messages=[{"role": "user", "content": SECRET}])
+    messages = [{"role": "user", "content": SECRET}]
+    Prompt.objects.create(generation=run, messages=messages, summary=SECRET)
     Chunk.objects.create(
         generation=run, seq=1, fence=1, offset=0, text=SECRET, token_ids=SECRET.encode()
     )

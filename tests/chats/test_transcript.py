@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 
 from chats import sidebar, transcript
 from chats.models import Chat, Message
-from inference.models import Worker
+from inference.models import Prompt, Worker
 from tests.chats.conftest import talk
 
 pytestmark = pytest.mark.django_db
@@ -59,7 +59,18 @@ def test_left_out_messages_are_told(alice, release):
     answer = talk(alice, 300).ask("More", uuid4())
     answer.generation.prompt.left_out = 7
     answer.generation.prompt.save()
-    assert last_row(answer.chat).left_out == 300 + 1 - 199 + 7
+    row = last_row(answer.chat)
+    assert (row.left_out, row.is_summarised) == (300 + 1 - 199 + 7, False)
+
+
+@pytest.mark.parametrize(("summary", "said"), [("", "were left out"), ("S", "were summarised")])
+def test_the_page_says_whether_what_did_not_fit_was_summarised(
+    alice, release, signed_in, summary, said
+):
+    answer = talk(alice, 3).ask("More", uuid4())
+    Prompt.objects.filter(pk=answer.generation_id).update(left_out=2, summary=summary)
+    page = signed_in(alice).get(f"/chats/{answer.chat_id}/").content.decode()
+    assert f"2 earlier messages did not fit in the model’s memory and {said}" in page
 
 
 def test_a_window_is_followed_by_older_ones_without_a_gap(alice):

@@ -12,6 +12,7 @@ from inference.engines.llama_cpp import LlamaCppEngine
 from inference.engines.lookup import Lookup
 from inference.engines.template import Segment
 from inference.engines.text import TextAssembler
+from inference.summary import fit_summarised
 from tests.contract.conftest import collect, tokens_of
 
 pytestmark = pytest.mark.real_model
@@ -134,6 +135,19 @@ async def test_a_long_prompt_stalls_running_answers_for_at_most_three_of_their_s
     gaps = [b - a for a, b in zip(during[:-3:3], during[3::3], strict=False)]
     long.cancel()
     assert median(gaps) <= 8 * step  # three streams of one, where the issue speaks of eight
+
+
+async def test_it_summarises_the_part_of_a_conversation_that_it_cannot_hold(llama: LlamaCppEngine):
+    told = "I am Ada. I plan a trip to Lisbon in May, to surf and to eat fish. "
+    turns = [Turn("user", told * 20), Turn("assistant", "Go to Ericeira. " * 300)]
+    turns.append(Turn("user", "Where was I going? " * 60))
+    fitted = await fit_summarised(llama, turns, 512, 0, "alice")
+    assert fitted is not None
+    assert fitted.left_out == 2
+    assert [turn.role for turn in fitted.turns] == ["system", "user"]
+    assert "Lisbon" in fitted.summary
+    assert 0 < fitted.spent.completion <= 120
+    assert await llama.count_tokens(fitted.turns) <= 2048 - 512
 
 
 async def test_a_file_that_is_not_a_model_is_refused_in_one_sentence(tmp_path: Path):

@@ -7,7 +7,7 @@ import pytest
 from django.db.models.functions import Now
 
 from accounts.models import User
-from inference.models import Generation, Release
+from inference.models import Generation, Prompt, Release
 from inference.queue import LEASE
 from inference.tokenlog import Fenced, unpack
 
@@ -49,6 +49,17 @@ def test_a_reader_gets_only_what_comes_after_its_own_position(run: Generation):
 def test_a_reader_of_another_epoch_gets_everything(run: Generation):
     run.log.append(run.fence, 1, "a", [1])
     assert [event.seq for event in run.log.read(7, 1)] == [1]
+
+
+def test_how_the_prompt_was_fitted_is_stored_by_the_current_writer_only(run: Generation):
+    take_over(run)
+    with pytest.raises(Fenced):
+        run.log.prepare(run.fence, {"summary": "stale"}, summary_tokens=7)
+    run.refresh_from_db()
+    assert (Prompt.objects.get(pk=run.pk).summary, run.summary_tokens) == ("", 0)
+    run.log.prepare(run.fence, {"summary": "current"}, summary_tokens=7)
+    run.refresh_from_db()
+    assert (Prompt.objects.get(pk=run.pk).summary, run.summary_tokens) == ("current", 7)
 
 
 @pytest.mark.parametrize("seq", [0, 1, 3, 9])

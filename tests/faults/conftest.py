@@ -13,13 +13,13 @@ from tests.faults.workers import Workers
 @pytest.fixture
 def start_workers(
     site_environment: dict[str, str], settings: Any
-) -> Iterator[Callable[[Release], Workers]]:
+) -> Iterator[Callable[..., Workers]]:
     settings.GENERATION_FINISHED = "tests.contract.conftest.nothing_follows"
     names = {"TEST_GENERATION_FINISHED": settings.GENERATION_FINISHED, "DRAIN_SECONDS": "1"}
     pools: list[Workers] = []
 
-    def start(release: Release) -> Workers:
-        pools.append(Workers({**site_environment, **names}, release))
+    def start(release: Release, **settings: str) -> Workers:
+        pools.append(Workers({**site_environment, **names, **settings}, release))
         return pools[-1]
 
     yield start
@@ -28,7 +28,7 @@ def start_workers(
 
 
 @pytest.fixture
-def workers(start_workers: Callable[[Release], Workers], release: Release) -> Workers:
+def workers(start_workers: Callable[..., Workers], release: Release) -> Workers:
     """Workers of the simulated model."""
     return start_workers(release)
 
@@ -39,5 +39,5 @@ def real_release(transactional_db: None) -> Release:
 
 
 @pytest.fixture
-def real_workers(start_workers: Callable[[Release], Workers], real_release: Release) -> Workers:
+def real_workers(start_workers: Callable[..., Workers], real_release: Release) -> Workers:
     return start_workers(real_release)

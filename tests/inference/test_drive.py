@@ -1,7 +1,7 @@
 """A run on servers that break off, down to what is in its log and on its bill."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import pytest
 
@@ -24,7 +24,7 @@ class Scripted(SimulatedEngine):
         self.script = script
         self.asked: list[Request] = []
 
-    async def generate(self, request: Request) -> AsyncIterator[Delta]:  # type: ignore[override]
+    async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
         self.asked.append(request)
         yield Delta(usage=Usage(7), prompt_sha256="7")
         async for delta in self.script(request):

@@ -329,12 +329,22 @@ async def test_a_server_that_writes_without_end_is_stopped():
 
 async def test_vectors_come_in_the_order_of_their_texts():
     server = as_openai(Reply())
-    rows = [{"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}]
+    rows = [{"index": 1, "embedding": [0, 2.0]}, {"index": 0, "embedding": [3, -4]}]
     server.answers["/v1/embeddings"] = said({"data": rows})
     async with upstream("openai", server) as engine:
-        assert await engine.embed(["a", "b"]) == [[1.0], [2.0]]
+        assert await engine.embed(["a", "b"]) == [[0.6, -0.8], [0.0, 1.0]]
         with pytest.raises(EngineError, match="left out"):
             await engine.embed(["a", "b", "c"])
+
+
+@pytest.mark.parametrize("second", [[0, 0], [1], ["x", 1], [float("nan"), 1], None])
+async def test_vectors_that_make_no_sense_are_an_error(second: object):
+    server = as_openai(Reply())
+    rows = [{"index": 0, "embedding": [1, 0]}, {"index": 1, "embedding": second}]
+    server.answers["/v1/embeddings"] = said({"data": rows})
+    async with upstream("openai", server) as engine:
+        with pytest.raises(EngineError, match=r"cannot be used|makes no sense"):
+            await engine.embed(["a", "b"])
 
 
 def test_openai_is_asked_for_nothing_it_does_not_know():
