@@ -121,15 +121,25 @@ def pip() -> list[str | Path]:
     return [VENV_PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "-v"]
 
 
+def pinned_llama() -> str:
+    """The lock's lines for llama-cpp-python: its version and hashes."""
+    lock = (ROOT / "requirements.lock").read_text()
+    found = re.search(r"^llama-cpp-python==(.*\n    --hash.*)+\n", lock, re.MULTILINE)
+    assert found
+    return found[0]
+
+
+def llama_flags() -> str:
+    return f"{LLAMA_FLAGS} {os.environ.get('CMAKE_ARGS', '')}".strip()
+
+
 def install_llama() -> None:
     """llama-cpp-python, compiled our way.
 
     pip keeps what it compiled, but not by flags: a cache of our own keeps this build apart.
     """
-    lock = (ROOT / "requirements.lock").read_text()
-    pinned = re.search(r"^llama-cpp-python==(.*\n    --hash.*)+\n", lock, re.MULTILINE)
-    assert pinned
-    build = digest(pinned[0], LLAMA_FLAGS, os.environ.get("CMAKE_ARGS", ""))
+    pinned = pinned_llama()
+    build = digest(pinned, LLAMA_FLAGS, os.environ.get("CMAKE_ARGS", ""))
     stamp = Stamp(VENV / ".stamps" / "llama", build)
     if stamp.is_current():
         return
@@ -140,12 +150,11 @@ def install_llama() -> None:
         flush=True,
     )
     requirement = VENV / "llama.txt"
-    requirement.write_text(pinned[0])
+    requirement.write_text(pinned)
     kept: list[str | Path] = ["--cache-dir", CACHE / f"pip-{build[:12]}"]
     kept += ["--force-reinstall", "--no-deps"]
-    flags = f"{LLAMA_FLAGS} {os.environ.get('CMAKE_ARGS', '')}".strip()
     command = [*pip(), *kept, "--require-hashes", "-r", requirement]
-    run("Preparing llama.cpp", command, CMAKE_ARGS=flags)
+    run("Preparing llama.cpp", command, CMAKE_ARGS=llama_flags())
     stamp.write()
 
 

@@ -1,0 +1,126 @@
+"""llama.cpp's own server, compiled from the very source and with the flags of our engine.
+
+The source is the pinned distribution of llama-cpp-python, which has llama.cpp whole. It is
+compiled once, into the user's cache folder. LLAMA_SERVER names one to take instead.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+from bench.site import free_port
+from deploy.install import CACHE, digest, llama_flags, pinned_llama
+from deploy.running import Problem, run
+
+# Optimised for this machine, as llama-cpp-python compiles it too; the rest leaves out what the
+# bench does not use.
+FLAGS = (
+    "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF "
+    "-DLLAMA_BUILD_SERVER=ON -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF "
+    "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
+)
+LOAD_SECONDS = 300
+
+
+def program() -> Path:
+    """The server's file, compiled if there is none yet. Raises Problem."""
+    named = os.environ.get("LLAMA_SERVER")
+    if named:
+        if not os.access(named, os.X_OK):
+            raise Problem(f"LLAMA_SERVER names {named}, which is no program. Correct or unset it.")
+        return Path(named)
+    folder = CACHE / f"llama-server-{digest(pinned_llama(), llama_flags(), FLAGS)[:12]}"
+    file = folder / "llama-server"
+    if not file.exists():
+        _compile(folder, file)
+    return file
+
+
+def _compile(folder: Path, file: Path) -> None:
+    if not shutil.which("cmake"):
+        raise Problem("llama-server is compiled with CMake. Debian, Ubuntu: apt-get install cmake.")
+    print("llama-server is compiled for this machine: a few minutes, once.", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        source = _source(Path(work))
+        build = Path(work) / "build"
+        flags = [*llama_flags().split(), *FLAGS.split()]
+        run("Preparing llama-server", ["cmake", "-S", source, "-B", build, *flags])
+        jobs = str(os.cpu_count() or 1)
+        target = ["cmake", "--build", build, "--target", "llama-server", "--parallel", jobs]
+        run("Compiling llama-server", target)
+        (build / "bin" / "llama-server").rename(file)
+
+
+def _source(work: Path) -> Path:
+    """llama.cpp out of the pinned source distribution, whose hash pip checks."""
+    requirement = work / "llama.txt"
+    requirement.write_text(pinned_llama())
+    command = [
+        *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"),
+        *("--no-deps", "--no-binary", ":all:", "--require-hashes", "--dest", work),
+        *("-r", requirement),
+    ]
+    run("Fetching llama.cpp", command)
+    with tarfile.open(next(work.glob("*.tar.gz"))) as archive:
+        archive.extractall(work, filter="data")
+    return next(work.glob("*/vendor/llama.cpp"))
+
+
+class LlamaServer:
+    """A running server on a free port of this machine; ends with the `with` block."""
+
+    def __init__(self, model: Path, slots: int, context_tokens: int, threads: int, *more: str):
+        self.port = free_port()
+        self.started = time.perf_counter()
+        self._log = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            [
+                *(program(), "-m", model, "--host", "127.0.0.1", "--port", str(self.port)),
+                *("-np", str(slots), "-c", str(slots * context_tokens), "--no-kv-unified"),
+                *("-t", str(threads), "-tb", str(threads), *more),
+            ],
+            stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self.pid = self._process.pid
+
+    def __enter__(self) -> "LlamaServer":
+        try:
+            self._wait_until_loaded()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(20)
+        self._log.close()
+
+    def _wait_until_loaded(self) -> None:
+        while time.perf_counter() - self.started < LOAD_SECONDS:
+            if self._process.poll() is not None:
+                raise Problem(f"llama-server ended: {self._last_words()}")
+            with suppress(OSError, urllib.error.URLError):
+                address = f"http://127.0.0.1:{self.port}/health"
+                with urllib.request.urlopen(address, timeout=5):  # 503 while it loads
+                    return
+            time.sleep(0.005)
+        raise Problem(f"llama-server did not load the model in {LOAD_SECONDS} s.")
+
+    def _last_words(self) -> str:
+        self._log.seek(0)
+        lines = self._log.read().splitlines()
+        return lines[-1] if lines else "it said nothing"
