@@ -14,6 +14,14 @@ class Fitted:
     left_out: int = 0
     cut_characters: int = 0
 
+    @classmethod
+    def of(cls, turns: Sequence[Turn], left_out: int, cut_characters: int = 0) -> "Fitted":
+        """These turns, less what did not fit; a system prompt always stays."""
+        first = 1 if turns[0].role == "system" else 0
+        *kept, newest = [*turns[:first], *turns[first + left_out :]]
+        text = newest.content[: len(newest.content) - cut_characters]
+        return cls((*kept, replace(newest, content=text)), left_out, cut_characters)
+
 
 async def fit(
     engine: Engine, turns: Sequence[Turn], answer_tokens: int, inherited: int = 0
@@ -31,33 +39,21 @@ async def fit(
             "This answer has filled the model’s memory. Ask for the rest in a new message."
         )
 
-    async def fits(candidate: Sequence[Turn]) -> bool:
-        return await engine.count_tokens(candidate) <= room
+    async def fits(fitted: Fitted) -> bool:
+        return await engine.count_tokens(fitted.turns) <= room
 
-    if await fits(turns):
+    if await fits(Fitted(tuple(turns))):
         return Fitted(tuple(turns))
-    system = [turn for turn in turns[:1] if turn.role == "system"]
-    rest = list(turns[len(system) :])
-    drop = await _smallest(0, len(rest) - 1, lambda n: fits([*system, *rest[n:]]))
+    rest = [turn for number, turn in enumerate(turns) if number or turn.role != "system"]
+    drop = await _smallest(0, len(rest) - 1, lambda n: fits(Fitted.of(turns, n)))
     while drop < len(rest) - 1 and rest[drop].role != "user":
         drop += 1  # a conversation begins with a person
-    kept = [*system, *rest[drop:]]
+    kept = Fitted.of(turns, drop)
     if await fits(kept):
-        return Fitted(tuple(kept), left_out=drop)
-    return await _cut_newest(kept, drop, fits)
-
-
-async def _cut_newest(
-    turns: list[Turn], left_out: int, fits: Callable[[Sequence[Turn]], Awaitable[bool]]
-) -> Fitted:
-    newest = turns[-1]
-
-    def shortened(cut: int) -> list[Turn]:
-        kept = newest.content[: len(newest.content) - cut]
-        return [*turns[:-1], replace(newest, content=kept)]
-
-    cut = await _smallest(1, len(newest.content), lambda n: fits(shortened(n)))
-    return Fitted(tuple(shortened(cut)), left_out, cut)
+        return kept
+    longest = len(turns[-1].content)
+    cut = await _smallest(1, longest, lambda n: fits(Fitted.of(turns, drop, n)))
+    return Fitted.of(turns, drop, cut)
 
 
 async def _smallest(low: int, high: int, holds: Callable[[int], Awaitable[bool]]) -> int:

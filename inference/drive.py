@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from django.db import Error as DatabaseError
@@ -18,8 +18,6 @@ from inference.engines.base import (
     EngineError,
     Interrupted,
     Request,
-    Sampling,
-    Turn,
     Usage,
 )
 from inference.models import Generation
@@ -118,16 +116,14 @@ class Drive:
     # --- the prompt -----------------------------------------------------------------------
     async def _request(self) -> Request:
         prompt = self._generation.prompt
-        sampling = Sampling.from_parameters(prompt.parameters)
-        turns = [Turn(message["role"], message["content"]) for message in prompt.messages]
+        room = prompt.sampling.max_tokens
         inherited = self._generation.inherited_tokens
-        fitted = await fit(self._engine, turns, sampling.max_tokens, inherited)
+        fitted = await fit(self._engine, prompt.turns, room, inherited)
         if (fitted.left_out, fitted.cut_characters) != (prompt.left_out, prompt.cut_characters):
             prompt.left_out, prompt.cut_characters = fitted.left_out, fitted.cut_characters
             await in_database(prompt.save, update_fields=["left_out", "cut_characters"])
-        return Request(
-            turns=fitted.turns,
-            sampling=replace(sampling, max_tokens=sampling.max_tokens + inherited),
+        return prompt.request(
+            fitted,
             emitted=self._tail.token_ids,
             text=self._tail.text,
             scope=f"{self._generation.user_id}:{self._generation.purpose}",

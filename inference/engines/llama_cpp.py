@@ -104,6 +104,9 @@ class LlamaCppEngine:
     async def count_tokens(self, turns: Sequence[Turn]) -> int:
         return len(await asyncio.to_thread(self._tokens, turns))
 
+    async def text_of(self, token_ids: Sequence[int]) -> str:
+        return b"".join(map(self._weights.piece, token_ids)).decode(errors="replace")
+
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         raise EngineError("This model writes text; it has no embeddings.")
 
