@@ -62,6 +62,7 @@ MODELS_DIR = Path(os.environ.get("MODELS_DIR", DATA_DIR / "models")).resolve()
 CONTEXT_TOKENS = env_int("CONTEXT_TOKENS", 4096, 256)
 WORKER_SLOTS = env_int("WORKER_SLOTS", 8, 1, 64)
 WORKER_THREADS = env_int("WORKER_THREADS", 0, 0, 512)  # 0: measured at start
+REPRODUCIBLE = env_bool("REPRODUCIBLE")
 MAX_ANSWER_TOKENS = env_int("MAX_ANSWER_TOKENS", 1024, 1)
 MAX_MESSAGE_CHARACTERS = env_int("MAX_MESSAGE_CHARACTERS", 32000, 1, 500_000)
 GENERATION_FINISHED = "chats.answers.settle"  # called inside the finishing transaction
