@@ -17,7 +17,7 @@ from inference.engines.base import (
     Turn,
 )
 from inference.engines.batching import CHUNK, GUESS_UP_TO, Batcher
-from inference.engines.llama_library import Context, Entry, Weights, build
+from inference.engines.llama_library import Context, Entry, Weights, build, processor
 from inference.engines.lookup import LONGEST_GUESS
 from inference.engines.mail import Mailbox
 from inference.engines.runs import Run
@@ -121,7 +121,7 @@ class LlamaCppEngine:
 
     def fingerprint(self) -> str:
         template = hashlib.sha256(self._weights.template_source().encode()).hexdigest()[:12]
-        told = f"{build()} file={self._path.name} template={template}"
+        told = f"{build()} on {processor()} file={self._path.name} template={template}"
         return f"{told} reproducible threads={self._threads}" if self._reproducible else told
 
     def seconds_without_progress(self) -> float:
