@@ -32,7 +32,9 @@ def _chart(title: str, table: dict[str, Any], told: dict[str, Any]) -> pygal.Bar
     chart = pygal.Bar(style=STYLE, js=[], width=820, height=420, print_values=True,
                       legend_at_bottom=True, margin=16, spacing=12)  # fmt: skip
     machine = told["machine"]
-    chart.title = f"{title}\n{told['note'].split(',')[0]}, {machine['cores']} cores {machine['cpu']}"
+    chart.title = (
+        f"{title}\n{told['note'].split(',')[0]}, {machine['cores']} cores {machine['cpu']}"
+    )
     chart.x_labels = [f"{name.strip()}, {row['ratio']} ×" for name, row in table.items()]
     chart.add("llama-server", [row["server"] for row in table.values()])
     chart.add("ours", [row["ours"] for row in table.values()])

@@ -144,6 +144,27 @@ def public_without_https(**_: Any) -> Sequence[CheckMessage]:
     ]
 
 
+@register(deploy=True)
+def exact_build(**_: Any) -> Sequence[CheckMessage]:
+    """chatsite.W010: with this llama.cpp an answer depends on what else was running.
+
+    Only where somebody asks (`check --deploy`, `doctor`): it loads the library.
+    """
+    try:
+        from inference.engines.llama_library import build, is_exact
+    except (ImportError, OSError, RuntimeError):
+        return []  # the doctor says so
+    if settings.REPRODUCIBLE or is_exact(build()):
+        return []
+    return [
+        Advice(
+            "This llama.cpp is not known to give the same answer whatever else is running.",
+            hint=_hint("Build it with make run, or set REPRODUCIBLE=1.", "reproducible"),
+            id="chatsite.W010",
+        )
+    ]
+
+
 def _is_local(host: str) -> bool:
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback

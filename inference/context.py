@@ -19,6 +19,17 @@ class Fitted:
     summary: str = ""
     spent: Usage = field(default_factory=Usage)
 
+    @classmethod
+    def of(
+        cls, turns: Sequence[Turn], left_out: int, cut_characters: int = 0, summary: str = ""
+    ) -> "Fitted":
+        """These turns, less what did not fit; a system prompt stays, and the summary follows it."""
+        first = 1 if turns[0].role == "system" else 0
+        said = [Turn("system", summary)] if summary else []
+        *kept, newest = [*turns[:first], *said, *turns[first + left_out :]]
+        text = newest.content[: len(newest.content) - cut_characters]
+        return cls((*kept, replace(newest, content=text)), left_out, cut_characters, summary)
+
 
 async def fit(
     engine: Engine, turns: Sequence[Turn], answer_tokens: int, inherited: int = 0, summary: str = ""
@@ -37,35 +48,21 @@ async def fit(
             "This answer has filled the model’s memory. Ask for the rest in a new message."
         )
 
-    async def fits(candidate: Sequence[Turn]) -> bool:
-        return await engine.count_tokens(candidate) <= room
+    async def fits(fitted: Fitted) -> bool:
+        return await engine.count_tokens(fitted.turns) <= room
 
-    if await fits(turns):
+    if await fits(Fitted(tuple(turns))):
         return Fitted(tuple(turns))
-    system = [turn for turn in turns[:1] if turn.role == "system"]
-    rest = list(turns[len(system) :])
-    system += [Turn("system", summary)] if summary else []
-    drop = await smallest(0, len(rest) - 1, lambda n: fits([*system, *rest[n:]]))
+    rest = [turn for number, turn in enumerate(turns) if number or turn.role != "system"]
+    drop = await smallest(0, len(rest) - 1, lambda n: fits(Fitted.of(turns, n, 0, summary)))
     while drop < len(rest) - 1 and rest[drop].role != "user":
         drop += 1  # a conversation begins with a person
-    kept = [*system, *rest[drop:]]
+    kept = Fitted.of(turns, drop, 0, summary)
     if await fits(kept):
-        return Fitted(tuple(kept), drop, summary=summary)
-    cut, shortened = await _cut_newest(kept, fits)
-    return Fitted(tuple(shortened), drop, cut, summary)
-
-
-async def _cut_newest(
-    turns: list[Turn], fits: Callable[[Sequence[Turn]], Awaitable[bool]]
-) -> tuple[int, list[Turn]]:
-    newest = turns[-1]
-
-    def shortened(cut: int) -> list[Turn]:
-        kept = newest.content[: len(newest.content) - cut]
-        return [*turns[:-1], replace(newest, content=kept)]
-
-    cut = await smallest(1, len(newest.content), lambda n: fits(shortened(n)))
-    return cut, shortened(cut)
+        return kept
+    longest = len(turns[-1].content)
+    cut = await smallest(1, longest, lambda n: fits(Fitted.of(turns, drop, n, summary)))
+    return Fitted.of(turns, drop, cut, summary)
 
 
 async def smallest(low: int, high: int, holds: Callable[[int], Awaitable[bool]]) -> int:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from django.conf import settings
@@ -19,8 +19,6 @@ from inference.engines.base import (
     EngineError,
     Interrupted,
     Request,
-    Sampling,
-    Turn,
     Usage,
 )
 from inference.models import Generation
@@ -118,18 +116,16 @@ class Drive:
     # --- the prompt -----------------------------------------------------------------------
     async def _request(self) -> Request:
         prompt = self._generation.prompt
-        sampling = Sampling.from_parameters(prompt.parameters)
-        turns = [Turn(message["role"], message["content"]) for message in prompt.messages]
+        room = prompt.sampling.max_tokens
         inherited = self._generation.inherited_tokens
         scope = f"{self._generation.user_id}:{self._generation.purpose}"
-        room = sampling.max_tokens, inherited
-        fitted = await fit(self._engine, turns, *room, prompt.summary)
+        fitted = await fit(self._engine, prompt.turns, room, inherited, prompt.summary)
         if fitted.left_out and self._may_summarise:
-            fitted = await fit_summarised(self._engine, turns, *room, scope) or fitted
+            turns = prompt.turns
+            fitted = await fit_summarised(self._engine, turns, room, inherited, scope) or fitted
         await self._keep(fitted)
-        return Request(
-            turns=fitted.turns,
-            sampling=replace(sampling, max_tokens=sampling.max_tokens + inherited),
+        return prompt.request(
+            fitted,
             emitted=self._tail.token_ids,
             text=self._tail.text,
             scope=scope,

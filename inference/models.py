@@ -1,8 +1,9 @@
 """The workers that run releases, and durable generations; releases have a module of their own."""
 
 import platform
+from dataclasses import replace
 from datetime import timedelta
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from django.conf import settings
 from django.db import models
@@ -12,6 +13,8 @@ from accounts.ids import uuid7
 from inference.aliases import Alias, AliasArm
 from inference.audit import ReleaseEvent
 from inference.backend import Backend
+from inference.context import Fitted
+from inference.engines.base import Request, Sampling, Turn
 from inference.queue import GenerationQuerySet
 from inference.releases import Model, Release
 from inference.tokenlog import DatabaseLog
@@ -130,6 +133,9 @@ class Generation(models.Model):
     # What the engine says of a run that is done (end, stop, length, context), else the status.
     finish_reason = models.CharField(max_length=20, blank=True)
     error = models.CharField(max_length=300, blank=True)
+    engine_build = models.CharField(
+        max_length=400, blank=True, help_text="Of the worker that held it last"
+    )
     prompt_tokens = models.PositiveIntegerField(default=0)
     cached_tokens = models.PositiveIntegerField(default=0)
     completion_tokens = models.PositiveIntegerField(default=0)
@@ -235,6 +241,21 @@ class Prompt(models.Model):
 
     def __str__(self) -> str:
         return f"prompt of {self.generation_id}"
+
+    @property
+    def turns(self) -> list[Turn]:
+        return [Turn(message["role"], message["content"]) for message in self.messages]
+
+    @property
+    def sampling(self) -> Sampling:
+        """Raises RequestRefused for parameters that are not known any more."""
+        return Sampling.from_parameters(self.parameters)
+
+    def request(self, fitted: Fitted, **fields: Any) -> Request:
+        """For an engine: the whole answer, with what this run inherited of it."""
+        sampling = self.sampling
+        longest = sampling.max_tokens + self.generation.inherited_tokens
+        return Request(fitted.turns, replace(sampling, max_tokens=longest), **fields)
 
 
 class Chunk(models.Model):

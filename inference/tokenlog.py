@@ -12,8 +12,8 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import connection, models, transaction
-from django.db.models import F
-from django.db.models.functions import Now
+from django.db.models import F, OuterRef, Subquery, Value
+from django.db.models.functions import Coalesce, Now
 from django.utils.module_loading import import_string
 
 from inference import doorbell, failpoints
@@ -236,6 +236,11 @@ class DatabaseLog:
         return ended
 
     def _end(self, kind: str, guard: dict[str, Any], result: dict[str, Any]) -> bool:
+        from inference.models import Worker
+
+        # Copied, since rows of workers do not last; from there, since a dead worker cannot tell.
+        worker = Worker.objects.filter(pk=OuterRef("boot_id"))
+        build = Coalesce(Subquery(worker.values("engine_build")), Value(""))
         with transaction.atomic():
             ended = (
                 self._generations()
@@ -245,6 +250,7 @@ class DatabaseLog:
                     log_seq=F("log_seq") + 1,
                     lease_until=None,
                     finished_at=Now(),
+                    engine_build=build,
                     **result,
                 )
             )

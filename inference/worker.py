@@ -48,6 +48,7 @@ def build_engine(release: Release) -> Engine:
             slots=settings.WORKER_SLOTS,
             context_tokens=min(settings.CONTEXT_TOKENS, release.context_tokens),
             threads=settings.WORKER_THREADS,
+            reproducible=settings.REPRODUCIBLE,
         )
     if release.engine == "wordllama":
         from inference.engines.wordllama import WordLlamaEngine

@@ -246,6 +246,13 @@ class Engine(Protocol):
         """Tokens of the whole prompt these turns make, template included."""
         ...
 
+    async def text_of(self, token_ids: Sequence[int]) -> str:
+        """What these tokens spell; a mark in place of bytes that make no whole character.
+
+        Raises EngineError where the engine has no token ids.
+        """
+        ...
+
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """One vector of length 1 a text, in order.
 

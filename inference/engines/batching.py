@@ -45,7 +45,16 @@ class Part:
 
 
 class Batcher:
-    def __init__(self, weights: Weights, context: Context, slots: int, threads: int = 0) -> None:
+    """reproducible: each answer alone, and each of its tokens in one and the same way.
+
+    For a llama.cpp whose values depend on how a token is evaluated. Takes one slot and a
+    fixed count of threads.
+    """
+
+    def __init__(
+        self, weights: Weights, context: Context, slots: int, threads: int = 0,
+        reproducible: bool = False,
+    ) -> None:  # fmt: skip
         self._weights = weights
         self._context = context
         self._slots = [Slot(number) for number in range(slots)]
@@ -56,6 +65,7 @@ class Batcher:
         self._stopping = False
         self._progress_at = time.monotonic()
         self._tempo = Tempo()
+        self._reproducible = reproducible
         options = [threads] if threads else counts()
         self.step_threads, self.chunk_threads = Threads(options), Threads(options)
         self._thread = threading.Thread(target=self._work, name="decode", daemon=True)
@@ -70,6 +80,8 @@ class Batcher:
                 raise EngineError("The engine is stopping.")
             if not self.busy:
                 self._progress_at = time.monotonic()  # idle time is no lack of progress
+            if self._reproducible:
+                run.scope, run.shared = "", 0  # reuses nothing
             self._waiting.append(run)
             self._wake.notify()
 
@@ -157,7 +169,8 @@ class Batcher:
 
         None while a prompt waits for its chunk: it would wait longer.
         """
-        if len(runs) > GUESS_UP_TO or len(runs) < sum(bool(slot.run) for slot in self._slots):
+        someone_waits = len(runs) < sum(bool(slot.run) for slot in self._slots)
+        if len(runs) > GUESS_UP_TO or someone_waits or self._reproducible:
             return [(run, []) for run in runs]
         guesses = [run.lookup.guess(run.inputs, self._room_to_guess(run)) for run in runs]
         length = min(map(len, guesses))
@@ -199,23 +212,29 @@ class Batcher:
         slot = min(slots, key=lambda slot: slot.used_at)
         slot.used_at = time.monotonic()
         assert slot.run is not None
-        run, start = slot.run, slot.run.position
-        tokens = run.inputs[start : start + self._chunk_size()]
-        last = len(run.inputs) - 1 - start
-        entries = [Entry(t, start + i, slot.number, i == last) for i, t in enumerate(tokens)]
+        run, entries = slot.run, self._chunk(slot.run, slot)
         started = time.perf_counter()
         rows = self._decode_chunk(run, entries)
         if rows is None:
             self._context.forget(slot.number, 0)
             slot.tokens = []
             return
-        self._tempo.chunk_token = (time.perf_counter() - started) / len(tokens)
-        slot.tokens.extend(tokens)
-        if last < len(tokens):
-            self._choose(run, slot, rows[0])
+        self._tempo.chunk_token = (time.perf_counter() - started) / len(entries)
+        slot.tokens.extend(entry.token for entry in entries)
+        if run.position == len(run.inputs):
+            self._choose(run, slot, rows[-1])
 
-    def _chunk_size(self) -> int:
+    def _chunk(self, run: Run, slot: Slot) -> list[Entry]:
+        start, last = run.position, len(run.inputs) - 1
+        if self._reproducible:  # of an answer that is gone on with, too, as if it had not ended
+            last = run.prompt_tokens - 1
+        tokens = run.inputs[start : start + self._chunk_size(run)]
+        return [Entry(t, start + i, slot.number, start + i >= last) for i, t in enumerate(tokens)]
+
+    def _chunk_size(self, run: Run) -> int:
         """Small enough beside running answers: they all wait for each chunk."""
+        if self._reproducible:
+            return max(1, min(CHUNK, run.prompt_tokens - run.position))
         answering = any(slot.run and slot.run.is_answering for slot in self._slots)
         if not answering or not self._tempo.chunk_token:
             return CHUNK if not answering else 2 * SMALLEST_CHUNK

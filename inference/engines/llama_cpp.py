@@ -17,7 +17,7 @@ from inference.engines.base import (
     Turn,
 )
 from inference.engines.batching import CHUNK, GUESS_UP_TO, Batcher
-from inference.engines.llama_library import Context, Entry, Weights, build
+from inference.engines.llama_library import Context, Entry, Weights, build, processor
 from inference.engines.lookup import LONGEST_GUESS
 from inference.engines.mail import Mailbox
 from inference.engines.runs import Run
@@ -30,15 +30,19 @@ class LlamaCppEngine:
     """`slots` conversations at once, each of up to `context_tokens`.
 
     threads 0 finds out how many are fastest, at start and while it works.
+    reproducible: one after the other, and none reuses anything of another, so that an answer
+    depends on nothing but its request. With a build that is_exact, it does so in any case.
     """
 
     def __init__(
-        self, path: Path, *, slots: int = 8, context_tokens: int = 4096, threads: int = 0
-    ) -> None:
+        self, path: Path, *, slots: int = 8, context_tokens: int = 4096, threads: int = 0,
+        reproducible: bool = False,
+    ) -> None:  # fmt: skip
         self._path = path
-        self._slots = slots
+        self._slots = 1 if reproducible else slots
         self._context_tokens = context_tokens
-        self._threads = threads
+        self._threads = threads or int(reproducible)
+        self._reproducible = reproducible
 
     async def start(self, progress: Progress) -> None:
         await asyncio.to_thread(self._load, progress)
@@ -53,7 +57,9 @@ class LlamaCppEngine:
         self._vocabulary = Vocabulary(weights.size, weights.piece, weights.ends_answer)
         bos, eos = _special_tokens(weights)
         self._template = ChatTemplate(weights.template_source(), bos, eos)
-        batcher = self._batcher = Batcher(weights, context, self._slots, self._threads)
+        batcher = self._batcher = Batcher(
+            weights, context, self._slots, self._threads, self._reproducible
+        )
         _time(context, 1, CHUNK)  # the first evaluation also prepares memory
         batcher.step_threads.calibrate(lambda count: _time(context, count, 1))
         batcher.chunk_threads.calibrate(lambda count: _time(context, count, CHUNK // 4))
@@ -104,6 +110,9 @@ class LlamaCppEngine:
     async def count_tokens(self, turns: Sequence[Turn]) -> int:
         return len(await asyncio.to_thread(self._tokens, turns))
 
+    async def text_of(self, token_ids: Sequence[int]) -> str:
+        return b"".join(map(self._weights.piece, token_ids)).decode(errors="replace")
+
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         raise EngineError("This model writes text; it has no embeddings.")
 
@@ -112,7 +121,8 @@ class LlamaCppEngine:
 
     def fingerprint(self) -> str:
         template = hashlib.sha256(self._weights.template_source().encode()).hexdigest()[:12]
-        return f"{build()} file={self._path.name} template={template}"
+        told = f"{build()} on {processor()} file={self._path.name} template={template}"
+        return f"{told} reproducible threads={self._threads}" if self._reproducible else told
 
     def seconds_without_progress(self) -> float:
         return self._batcher.seconds_without_progress()

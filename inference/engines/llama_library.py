@@ -5,7 +5,9 @@ OMP_WAIT_POLICY to "passive": spinning OpenMP threads slow a shared machine a hu
 """
 
 import ctypes
+import platform
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,9 +199,22 @@ class Context:
 
 
 def build() -> str:
-    return f"llama.cpp {library.__version__} {library.llama_print_system_info().decode().strip()}"
+    told = f"llama.cpp {library.__version__} {library.llama_print_system_info().decode().strip()}"
+    return f"{told} GPU = 1" if library.llama_supports_gpu_offload() else told
+
+
+def processor() -> str:
+    """The name of this machine's: another one may round otherwise with the same build."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def is_exact(build: str) -> bool:
-    """Whether this build gives a token the same logits however it is evaluated."""
-    return "LLAMAFILE = 1" not in build
+    """Whether this build gives a token the same logits however it is evaluated.
+
+    That was measured for x86 processors with AVX2 only.
+    """
+    return "AVX2 = 1" in build and not any(f"{it} = 1" in build for it in ("LLAMAFILE", "GPU"))

@@ -122,6 +122,9 @@ class SimulatedEngine:
     async def count_tokens(self, turns: Sequence[Turn]) -> int:
         return self._prompt_tokens(turns)
 
+    async def text_of(self, token_ids: Sequence[int]) -> str:
+        return b"".join(PIECES[token] for token in token_ids).decode(errors="replace")
+
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         raise EngineError("The simulated engine has no embeddings.")
 

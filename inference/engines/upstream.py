@@ -253,6 +253,9 @@ class UpstreamEngine:
     async def count_tokens(self, turns: Sequence[Turn]) -> int:
         return (await self._ask(lambda peer: peer.flavour.prompt(turns))).tokens
 
+    async def text_of(self, token_ids: Sequence[int]) -> str:
+        return await self._ask(lambda peer: peer.flavour.text_of(token_ids))
+
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         check(texts)
         vectors: list[list[float]] = []

@@ -86,6 +86,9 @@ class WordLlamaEngine:
     async def count_tokens(self, turns: Sequence[Turn]) -> int:
         raise EngineError("This model makes embeddings; it reads no conversations.")
 
+    async def text_of(self, token_ids: Sequence[int]) -> str:
+        raise EngineError("This model makes embeddings; it writes no text.")
+
     def capacity(self) -> Capacity:
         """It has no window; what bounds a text is its length."""
         return Capacity(1, CHARACTERS, self._busy)

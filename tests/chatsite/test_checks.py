@@ -11,6 +11,7 @@ from django.conf import settings as site
 from django.core.checks import run_checks
 
 from chatsite import checks
+from inference.engines.llama_library import is_exact
 
 
 def ids(found: Any) -> list[str]:
@@ -97,8 +98,31 @@ def test_a_public_address_without_https(settings, host, https, expected):
     assert ids(checks.public_without_https()) == expected
 
 
+def test_a_llama_cpp_that_gives_other_answers_beside_others(settings, monkeypatch):
+    """Every llama.cpp there is not measured is taken for one."""
+    library = "inference.engines.llama_library.library"
+    monkeypatch.setattr(f"{library}.llama_supports_gpu_offload", lambda: True)
+    assert ids(checks.exact_build()) == ["chatsite.W010"]
+    settings.REPRODUCIBLE = True
+    assert checks.exact_build() == []
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        ("CPU : AVX = 1 | AVX2 = 1 | REPACK = 1 |", True),
+        ("CPU : AVX2 = 1 | LLAMAFILE = 1 | OPENMP = 1 |", False),
+        ("CPU : AVX2 = 1 | REPACK = 1 | GPU = 1", False),
+        ("CPU : NEON = 1 | ARM_FMA = 1 | REPACK = 1 |", False),
+    ],
+)
+def test_which_builds_are_known_to_be_exact(build, expected):
+    assert is_exact(f"llama.cpp 0.3.36 {build}") is expected
+
+
 def test_a_deployment_with_https_has_no_warnings():
     environment = {**os.environ, "HTTPS": "1", "HOST": "0.0.0.0", "MODEL": "simulated"}
+    environment["REPRODUCIBLE"] = "1"  # whatever llama.cpp this machine has
     command = [sys.executable, "manage.py", "check", "--deploy", "--fail-level", "WARNING"]
     subprocess.run(command, env=environment, cwd=site.BASE_DIR, check=True, capture_output=True)
 
@@ -106,5 +130,5 @@ def test_a_deployment_with_https_has_no_warnings():
 def test_every_check_is_described_in_the_settings_page():
     page = (site.BASE_DIR / "docs" / "settings.md").read_text()
     known = {f"chatsite.{kind}" for kind in ("E001", "E002", "E006", "E008")}
-    known |= {f"chatsite.{kind}" for kind in ("W003", "W004", "W005", "W007", "W009")}
+    known |= {f"chatsite.{kind}" for kind in ("W003", "W004", "W005", "W007", "W009", "W010")}
     assert [name for name in known if name not in page] == []

@@ -77,6 +77,15 @@ def test_waiting_migrations_fail(healthy, monkeypatch):
     assert "manage.py migrate" in report
 
 
+def test_a_llama_cpp_that_is_not_exact_is_told_and_fails_nothing(monkeypatch):
+    gpu = "inference.engines.llama_library.library.llama_supports_gpu_offload"
+    monkeypatch.setattr(gpu, lambda: True)
+    finding = doctor.llama_cpp()
+    assert finding.mark == "-"
+    assert "REPRODUCIBLE=1" in finding.problem
+    assert "chatsite.W010" in finding.problem
+
+
 class Unmigrated:
     def __call__(self) -> bool:
         return False

@@ -67,8 +67,8 @@ def test_what_a_step_failed_of_is_told_in_a_sentence(output: str, sentence: str)
 def test_llama_cpp_is_the_build_that_gives_equal_answers():
     import llama_cpp
 
-    from inference.engines.llama_library import is_exact
-
     build = llama_cpp.llama_print_system_info().decode()
-    assert is_exact(build), "run `make dev`: llama-cpp-python was not compiled by deploy/install.py"
+    assert "LLAMAFILE = 1" not in build, (
+        "run `make dev`: llama-cpp-python was not compiled by deploy/install.py"
+    )
     assert "OPENMP = 1" not in build

@@ -38,6 +38,11 @@ async def test_usage_counts_the_prompt_and_every_token_once(engine: Engine):
     assert usage.prompt == deltas[0].usage.prompt == await engine.count_tokens(turns)
 
 
+async def test_the_tokens_of_an_answer_spell_its_text(engine: Engine):
+    deltas = await collect(engine, ask("Name three colours."))
+    assert await engine.text_of(tokens_of(deltas)) == text_of(deltas)
+
+
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED])
 async def test_the_same_request_gives_the_same_answer(engine: Engine, sampling: Sampling):
     first, second = [await collect(engine, ask("Name a colour.", sampling)) for _ in range(2)]

@@ -7,7 +7,7 @@ import pytest
 from django.db.models.functions import Now
 
 from accounts.models import User
-from inference.models import Generation, Prompt, Release
+from inference.models import Generation, Prompt, Release, Worker
 from inference.queue import LEASE
 from inference.tokenlog import Fenced, unpack
 
@@ -133,6 +133,22 @@ def test_a_cancel_before_any_claim_ends_the_run_with_its_one_event(alice: User, 
     assert run.status == "stopped"
     assert [event.kind for event in run.log.read(0, 0)] == ["stopped"]
     assert Generation.objects.claim(release, uuid4(), 5) == []
+
+
+@pytest.mark.parametrize("by_its_worker", [True, False])
+def test_however_a_run_ends_it_says_which_build_wrote_it(run: Generation, by_its_worker: bool):
+    assert run.boot_id
+    Worker.objects.create(
+        boot_id=run.boot_id, node="here", pid=1, release=run.release, engine_build="build 7"
+    )
+    if by_its_worker:
+        run.log.finish(run.fence, 1, "done", **result())
+    else:
+        Generation.objects.void_leases(run.boot_id)
+        run.log.end_unclaimed("failed")
+    Worker.objects.all().delete()
+    run.refresh_from_db()
+    assert run.engine_build == "build 7"
 
 
 def test_token_ids_survive_packing(run: Generation):

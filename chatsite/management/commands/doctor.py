@@ -16,6 +16,7 @@ from django.core.management.base import BaseCommand
 from django.db import DatabaseError, connection
 
 from chatsite import health
+from chatsite.checks import exact_build
 from chatsite.finders import NpmFinder
 from chatsite.supervisor import CannotServe, address_to_show, check_port, is_listening
 from inference.catalogue import CATALOGUE
@@ -109,7 +110,8 @@ def llama_cpp() -> Finding:
     except (ImportError, OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         return Finding("llama-cpp-python", f"does not load ({reason}); run make clean, make run")
-    return Finding(f"llama-cpp-python {llama_cpp.__version__} loads")
+    told = "".join(f"{found.msg} {found.hint} ({found.id})" for found in exact_build())
+    return Finding(f"llama-cpp-python {llama_cpp.__version__} loads", told, is_optional=True)
 
 
 def port() -> Finding:

@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("inference", "0004_backends"),
+        ("inference", "0005_engine_build"),
     ]
 
     operations = [
