@@ -96,7 +96,7 @@ async def test_a_caller_who_gives_up_leaves_the_engine_free_for_the_next(engine:
     leaving.cancel()
     await asyncio.gather(leaving, return_exceptions=True)
     assert engine.capacity().busy == 0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await engine.embed([CAT])
 
 
@@ -131,7 +131,7 @@ async def test_it_stops_within_a_text_when_nobody_waits(wordllama: WordLlamaEngi
     minutes = asyncio.create_task(wordllama.embed(["river " * 5000] * TEXTS))
     await asyncio.sleep(0.05)
     minutes.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await wordllama.embed([CAT])
 
 
