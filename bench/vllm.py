@@ -147,7 +147,7 @@ async def beside(
         figures[f"{label}, ours, tokens/s"] = round(median(us for us, _ in pairs), 1)
         figures[f"{label}, vLLM, tokens/s"] = round(median(them for _, them in pairs), 1)
         figures[f"{label}, ratio"] = round(median(us / them for us, them in pairs), 2)
-        print(figures, os.getloadavg(), flush=True)
+        print(f"{label}: {pairs}", flush=True)
     await ours.engine.stop()
     return figures
 
@@ -181,6 +181,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dtype", default="bfloat16")
     asked = parser.parse_args()
+    load = os.getloadavg()[0]
     server = VllmServer(
         slots=max(asked.streams), context_tokens=CONTEXT, threads=asked.threads,
         dtype=asked.dtype, compiles=True,
@@ -191,6 +192,7 @@ def main() -> None:
         server.resume()
         server.close()
     note = f"median of {asked.rounds} pairs, {asked.threads} threads each, vLLM in {asked.dtype}"
+    note += f"; load of the machine before: {load:.1f}"
     name = "vllm" if asked.dtype == "bfloat16" else f"vllm-{asked.dtype}"
     record(name, figures, note)
 

@@ -230,7 +230,7 @@ async def test_a_killed_server_ends_an_answer_that_goes_on_when_it_is_back(serve
                         server.kill()
         assert engine.capacity().slots == 0
         await asyncio.to_thread(server.start)
-        await until(lambda: engine.capacity().slots > 0)
+        await until(lambda: engine.capacity().slots > 0, seconds=60)  # it is left alone for 30
         emitted = tokens_of(deltas)
         rest = await collect(engine, replace(request, emitted=emitted))
         assert text_of([*deltas, *rest]) == await flavour_of(engine).text_of(
