@@ -98,7 +98,6 @@ def _runs(messages: Iterable[Message]) -> dict[UUID | None, Any]:
     found = (
         Generation.objects.filter(pk__in=[m.generation_id for m in messages if m.generation_id])
         .defer("text", "token_ids")
-        .select_related("release__model")
         .annotate(
             not_seen=F("prompt__left_out") + F("prompt__left_out_before"),
             cut=F("prompt__cut_characters"),

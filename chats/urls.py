@@ -15,6 +15,7 @@ urlpatterns = [
     path("chats/<uuid:chat_id>/deletion/", writes.deletion, name="deletion"),
     path("messages/<uuid:message_id>/versions/", writes.versions, name="versions"),
     path("messages/<uuid:message_id>/continuation/", writes.continuation, name="continuation"),
+    path("messages/<uuid:message_id>/details/", views.details, name="details"),
     path("generations/<uuid:generation_id>/", writes.generation, name="generation"),
     path("pending/<uuid:pending_id>/", writes.pending, name="pending"),
 ]

@@ -36,6 +36,16 @@ def show_transcript(request: HttpRequest, chat_id: UUID) -> HttpResponse:
     return render(request, "chats/_transcript.html", {"client_id": uuid4(), **context})
 
 
+@require_safe
+@never_cache
+def details(request: HttpRequest, message_id: UUID) -> HttpResponse:
+    """How an answer was made: a page, or with ?fragment=1 what a dialog shows of it."""
+    run = ("generation__release__model", "generation__prompt")
+    context = {"message": find_answer(request, message_id, *run), "client_id": uuid4()}
+    template = "chats/_details.html" if request.GET.get("fragment") else "chats/details.html"
+    return render(request, template, context)
+
+
 def list_chats(request: HttpRequest) -> HttpResponse:
     """The list as a page, or with ?fragment=1 as the part of the sidebar that changes."""
     cursor = request.GET.get("before", "")
@@ -60,6 +70,11 @@ def render_chat(
 
 def find_chat(request: HttpRequest, chat_id: UUID) -> Chat:
     return get_object_or_404(Chat.objects.visible_to(request.user), pk=chat_id)
+
+
+def find_answer(request: HttpRequest, message_id: UUID, *related: str) -> Message:
+    answers = Message.objects.visible_to(request.user).filter(role=Message.Role.ASSISTANT)
+    return get_object_or_404(answers.select_related("chat", *related), pk=message_id)
 
 
 def _page(request: HttpRequest, template: str, context: Any, status: int) -> HttpResponse:

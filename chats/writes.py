@@ -18,7 +18,7 @@ from chats.forms import ActionForm, BranchForm, MessageForm, TextForm, TitleForm
 from chats.models import Chat, Message, PendingMessage
 from chats.policy import admit, count, write
 from chats.refusals import NoModel
-from chats.views import find_chat, list_chats
+from chats.views import find_answer, find_chat, list_chats
 from inference.models import Generation, Release
 
 
@@ -59,7 +59,7 @@ def messages(request: HttpRequest, chat_id: UUID) -> HttpResponse:
 @write("POST")
 def versions(request: HttpRequest, message_id: UUID) -> HttpResponse:
     """Answer the same question again."""
-    message = _find_answer(request, message_id)
+    message = find_answer(request, message_id)
     client_id = validated(ActionForm, request)["client_id"]
     admit(request, client_id)
     return _answered(request, message.regenerate(client_id))
@@ -68,7 +68,7 @@ def versions(request: HttpRequest, message_id: UUID) -> HttpResponse:
 @write("POST")
 def continuation(request: HttpRequest, message_id: UUID) -> HttpResponse:
     """Go on with an answer that was cut short."""
-    message = _find_answer(request, message_id)
+    message = find_answer(request, message_id)
     client_id = validated(ActionForm, request)["client_id"]
     if message.continuation_id != client_id:
         count(request)
@@ -136,11 +136,6 @@ def pending(request: HttpRequest, pending_id: UUID) -> HttpResponse:
     else:
         item.reword(validated(TextForm, request)["text"])
     return _done(request, item.chat)
-
-
-def _find_answer(request: HttpRequest, message_id: UUID) -> Message:
-    answers = Message.objects.visible_to(request.user).filter(role=Message.Role.ASSISTANT)
-    return get_object_or_404(answers.select_related("chat"), pk=message_id)
 
 
 def _parent(chat: Chat, pk: UUID | None) -> Message | None:

@@ -1,7 +1,7 @@
 """The workers that run releases, and durable generations; releases have a module of their own."""
 
 import platform
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any, ClassVar, Self
 
@@ -245,6 +245,17 @@ class Prompt(models.Model):
     @property
     def turns(self) -> list[Turn]:
         return [Turn(message["role"], message["content"]) for message in self.messages]
+
+    @property
+    def left_out_in_all(self) -> int:
+        return self.left_out_before + self.left_out
+
+    @property
+    def unusual_parameters(self) -> dict[str, Any]:
+        """Those that are not what they are when nobody names them; the seed always is another."""
+        usual = {**asdict(Sampling()), "max_tokens": settings.MAX_ANSWER_TOKENS}
+        chosen = {name: each for name, each in self.parameters.items() if name != "seed"}
+        return {name: each for name, each in chosen.items() if each != usual.get(name)}
 
     @property
     def sampling(self) -> Sampling:

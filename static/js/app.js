@@ -1,5 +1,6 @@
 // Puts the parts together; each of them leaves a page without its elements alone.
 import "./actions.js";
+import "./details.js";
 import "./password.js";
 import "./shortcuts.js";
 import "./suggestions.js";

@@ -42,7 +42,11 @@ def test_axe_finds_nothing_on_a_page(themed: Page, path: str) -> None:
 def test_axe_finds_nothing_on_a_chat_and_the_list(themed: Page) -> None:
     start_chat(themed, CONTENT)
     wait_for_end(themed)
-    themed.locator(".info summary").click()
+    assert violations(themed) == []
+    themed.locator("[data-details]").click()
+    themed.locator("#details dl").wait_for()
+    assert violations(themed) == []
+    themed.goto(str(themed.locator("[data-details]").get_attribute("href")))
     assert violations(themed) == []
     themed.goto("/chats/")
     assert violations(themed) == []

@@ -130,7 +130,7 @@ def test_a_finger_hits_every_button(phone: Page) -> None:
         phone,
         ".topbar .icon-button:visible",
         ".message--assistant .icon-button:enabled",
-        ".message--assistant .info summary",
+        ".message--assistant [data-details]",
         ".code__copy",
         ".composer__send",
     )

@@ -53,6 +53,16 @@ def test_a_question_is_edited_and_the_versions_switch(plain: Page) -> None:
     wait_for_answer(plain, "first")
 
 
+def test_how_an_answer_was_made_is_a_page(plain: Page) -> None:
+    plain.goto("/")
+    send(plain, "echo first")
+    wait_for_answer(plain, "first")
+    plain.get_by_role("link", name="About this answer").click()
+    expect(plain.get_by_text("./manage.py replay")).to_be_visible()
+    plain.get_by_role("link", name="Back to the chat").click()
+    wait_for_answer(plain, "first")
+
+
 def test_an_answer_is_stopped(plain: Page) -> None:
     plain.goto("/")
     send(plain, "count 900 pace=10")

@@ -25,6 +25,7 @@ METHODS = {
     "deletion": ["post"],
     "versions": ["post"],
     "continuation": ["post"],
+    "details": ["get"],
     "generation": ["get", "post", "delete"],
     "pending": ["post", "delete"],
 }
