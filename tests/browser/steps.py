@@ -42,8 +42,9 @@ def body_text(page: Page) -> str:
 
 
 def wait_for_title(page: Page) -> None:
-    expect(page.locator("#chat-title")).not_to_have_text("New chat")
-    expect(page.locator(".sidebar__chat [aria-label='Answering']")).to_have_count(0)
+    expect(page.locator("#chat-title")).not_to_have_text("New chat", timeout=20_000)
+    answering = page.locator(".sidebar__chat [aria-label='Answering']")
+    expect(answering).to_have_count(0, timeout=20_000)
 
 
 def sign_up(page: Page, username: str) -> None:

@@ -40,7 +40,7 @@ def test_fifty_seeded_kills_at_random_tokens_change_no_byte(
     """50 kills on SQLite, 8 on PostgreSQL; each interrupts up to four answers."""
     kills, answers = (50, 16) if ON_SQLITE else (8, 6)
     worker = real_workers.start()
-    undisturbed = [r.result(180) for r in ask_all(alice, real_release, answers)]
+    undisturbed = [r.result(400) for r in ask_all(alice, real_release, answers)]
     draw = random.Random(7)
     readers = ask_all(alice, real_release, answers)
     done = 0
@@ -49,14 +49,14 @@ def test_fifty_seeded_kills_at_random_tokens_change_no_byte(
             readers, undisturbed, alice, real_release
         )
         target = draw.choice(active[:4])
-        target.read_until(len(target.text) + draw.randint(1, 12), 120)
+        target.read_until(len(target.text) + draw.randint(1, 12), 300)
         worker.kill()
         done += 1
         worker = real_workers.start()
         for reader in readers:
             reader.look()
     for number, reader in enumerate(readers):
-        assert reader.result(180) == undisturbed[number % answers]
+        assert reader.result(400) == undisturbed[number % answers]
         assert reader.kind == "done"
     assert Generation.objects.filter(attempts__gt=1).count() >= answers // 2
 
