@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export VENV
 
-.PHONY: run test lint check-migrations test-suites test-sqlite test-browser test-postgres dev shell lock clean
+.PHONY: run test lint check-migrations test-suites test-sqlite test-browser test-postgres dev shell lock clean \
+	bench-engine
 
 run: ## Install what is missing and serve the site
 	@exec $(PYTHON) deploy/install.py run
@@ -43,6 +44,10 @@ test-browser: dev
 
 test-postgres: dev
 	TEST_DATABASE=postgres $(BIN)/python -m pytest -m "not browser" --ignore=tests/architecture $(PYTEST)
+
+bench-engine: dev ## The engine against llama-server: MODEL=file.gguf ROUNDS=5 ONLY=streams,stall
+	$(BIN)/python -m bench.engine $(if $(MODEL),--model $(MODEL)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(ONLY),--only $(ONLY))
 
 shell: dev
 	@$(BIN)/python manage.py shell

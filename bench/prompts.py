@@ -9,21 +9,35 @@ from inference.engines.base import Turn
 Turns = tuple[Turn, ...]
 Count = Callable[[Turns], int]
 
-PEOPLE = ["the miller", "a young teacher", "my neighbour", "the captain", "our doctor", "a painter",
-          "the gardener", "an engineer", "the baker", "her brother", "a student", "the judge"]  # fmt: skip
-DEEDS = ["repaired", "described", "sold", "painted", "forgot", "measured", "borrowed", "praised",
-         "photographed", "discovered", "carried home", "wrote about"]  # fmt: skip
-THINGS = ["the old bridge", "a wooden boat", "two heavy books", "the garden wall", "a red bicycle",
-          "the town's clock", "an unknown map", "the winter coats", "a basket of plums",
-          "the new library", "three clay pots", "a letter from Lisbon"]  # fmt: skip
-TIMES = ["In spring", "Last Tuesday", "Before the storm", "At half past nine", "During the holidays",
-         "One evening", "After the harvest", "On the first day", "Many years ago"]  # fmt: skip
-REASONS = ["the river had risen again", "nobody else had the time", "the weather was unusually mild",
-           "it reminded everyone of the sea", "a visitor had asked for it", "the shop was closing",
-           "the children wanted to see it", "there was plenty of light"]  # fmt: skip
-TOWNS = ["Bergen", "Porto", "Ghent", "Turku", "Krakow", "Bologna", "Galway", "Uppsala", "Basel"]
-QUESTIONS = ["What should happen next, and why?", "Can you explain this in simple words?",
-             "Which part of it matters most?", "What would you have done instead?"]  # fmt: skip
+PEOPLE = [
+    "the miller", "a young teacher", "my neighbour", "the captain", "our doctor", "a painter",
+    "the gardener", "an engineer", "the baker", "her brother", "a student", "the judge",
+]  # fmt: skip
+DEEDS = [
+    "repaired", "described", "sold", "painted", "forgot", "measured", "borrowed", "praised",
+    "photographed", "discovered", "carried home", "wrote about",
+]  # fmt: skip
+THINGS = [
+    "the old bridge", "a wooden boat", "two heavy books", "the garden wall", "a red bicycle",
+    "the town's clock", "an unknown map", "the winter coats", "a basket of plums",
+    "the new library", "three clay pots", "a letter from Lisbon",
+]  # fmt: skip
+TIMES = [
+    "In spring", "Last Tuesday", "Before the storm", "At half past nine", "During the holidays",
+    "One evening", "After the harvest", "On the first day", "Many years ago",
+]  # fmt: skip
+REASONS = [
+    "the river had risen again", "nobody else had the time", "the weather was unusually mild",
+    "it reminded everyone of the sea", "a visitor had asked for it", "the shop was closing",
+    "the children wanted to see it", "there was plenty of light",
+]  # fmt: skip
+TOWNS = [
+    "Bergen", "Porto", "Ghent", "Turku", "Krakow", "Bologna", "Galway", "Uppsala", "Basel",
+]  # fmt: skip
+QUESTIONS = [
+    "What should happen next, and why?", "Can you explain this in simple words?",
+    "Which part of it matters most?", "What would you have done instead?",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,9 +110,7 @@ class Author:
 
     def long(self, tokens: int) -> Turns:
         text = self.sentences("long")
-        return self.fit(
-            tokens, lambda words: (self.system(), Turn("user", " ".join(text[:words])))
-        )
+        return self.fit(tokens, lambda words: (self.system(), Turn("user", " ".join(text[:words]))))
 
     def conversation(self, seen: int, tokens: int) -> tuple[Turns, Turns]:
         """Five questions with answers of together `seen` tokens; the same and a sixth question."""
