@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export VENV
 
-.PHONY: run test lint check-migrations test-suites test-sqlite test-browser test-postgres test-vllm bench-vllm dev shell lock clean
+.PHONY: run test lint check-migrations test-suites test-sqlite test-browser test-postgres \
+	test-vllm bench-engine bench-vllm dev shell lock clean
 
 run: ## Install what is missing and serve the site
 	@exec $(PYTHON) deploy/install.py run
@@ -51,6 +52,10 @@ test-vllm: dev ## The upstream engine with a real vLLM: 2.5 GB in the user's cac
 bench-vllm: dev ## Tokens a second beside vLLM's (BENCH: its options)
 	$(BIN)/python tests/vllm/install.py
 	$(BIN)/python -m bench.vllm $(BENCH)
+
+bench-engine: dev ## The engine against llama-server: MODEL=file.gguf ROUNDS=5 ONLY=streams,stall
+	$(BIN)/python -m bench.engine $(if $(MODEL),--model $(MODEL)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(ONLY),--only $(ONLY))
 
 shell: dev
 	@$(BIN)/python manage.py shell

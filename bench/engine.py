@@ -7,6 +7,7 @@ takes the two in turn; the other one is loaded and idle. Every ratio is of one r
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers are to end with it
     try:
         main()
     except (Problem, EngineError) as problem:

@@ -139,13 +139,13 @@ async def stop(plan: Plan) -> dict[str, Any]:
     async with plan.pair() as pair:
         table: Table = {}
         for where in ("an answer", "a long prompt"):
-            times: list[list[float]] = [[], []]
+            theirs, mine = [], []
             for _ in range(plan.rounds):
-                for peer, column in zip((pair.theirs, pair.ours), times, strict=True):
-                    column.append(await _stop(pair, peer, where == "a long prompt"))
-            table[where] = compared(*times) | {
-                "server, worst": round(max(times[0]), 1),
-                "ours, worst": round(max(times[1]), 1),
+                theirs.append(await _stop(pair, pair.theirs, where == "a long prompt"))
+                mine.append(await _stop(pair, pair.ours, where == "a long prompt"))
+            table[where] = compared(theirs, mine) | {
+                "server, worst": round(max(theirs), 1),
+                "ours, worst": round(max(mine), 1),
                 "limit": STOP_LIMIT,
             }
     return {"slot free after the line is closed in the middle of, ms": table}

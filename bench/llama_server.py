@@ -52,11 +52,10 @@ def _compile(folder: Path, file: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         source = _source(Path(work))
         build = Path(work) / "build"
-        flags = [*llama_flags().split(), *FLAGS.split()]
-        run("Preparing llama-server", ["cmake", "-S", source, "-B", build, *flags])
-        jobs = str(os.cpu_count() or 1)
-        target = ["cmake", "--build", build, "--target", "llama-server", "--parallel", jobs]
-        run("Compiling llama-server", target)
+        flags = f"{llama_flags()} {FLAGS}".split()
+        run("Preparing llama-server", ["cmake", "-S", str(source), "-B", str(build), *flags])
+        target = ["--target", "llama-server", "--parallel", str(os.cpu_count() or 1)]
+        run("Compiling llama-server", ["cmake", "--build", str(build), *target])
         (build / "bin" / "llama-server").rename(file)
 
 
@@ -66,8 +65,8 @@ def _source(work: Path) -> Path:
     requirement.write_text(pinned_llama())
     command = [
         *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"),
-        *("--no-deps", "--no-binary", ":all:", "--require-hashes", "--dest", work),
-        *("-r", requirement),
+        *("--no-deps", "--no-binary", ":all:", "--require-hashes"),
+        *("--dest", str(work), "-r", str(requirement)),
     ]
     run("Fetching llama.cpp", command)
     with tarfile.open(next(work.glob("*.tar.gz"))) as archive:

@@ -102,7 +102,7 @@ class Theirs:
     async def write(self, job: Job, answer: Answer) -> None:
         loop = asyncio.get_running_loop()
         transport, reader = await loop.create_connection(
-            lambda: _Reader(answer), "127.0.0.1", self._server.port
+            lambda: EventReader(answer), "127.0.0.1", self._server.port
         )
         head, body = _request("POST", "/completion", json.dumps(_parameters(job)).encode())
         try:
@@ -129,7 +129,7 @@ class Theirs:
         return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-class _Reader(asyncio.Protocol):
+class EventReader(asyncio.Protocol):
     """Counts the events as they come; nothing is parsed before the end."""
 
     def __init__(self, answer: Answer) -> None:
@@ -139,10 +139,11 @@ class _Reader(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()
+        known = len(self.text)
         self.text += data
-        if events := data.count(EVENT):
+        if events := self.text.count(EVENT, max(0, known - len(EVENT) + 1)):
             self._answer.arrivals += [now] * events
-        if LAST_EVENT in data:
+        if self.text.find(LAST_EVENT, max(0, known - len(LAST_EVENT) + 1)) >= 0:
             self._answer.done = now
 
     def connection_lost(self, error: Exception | None) -> None:

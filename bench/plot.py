@@ -1,4 +1,4 @@
-"""Draws the throughput tables of a result as an SVG beside it."""
+"""Draws the ratios of tokens a second in a result as an SVG beside it."""
 
 import json
 import sys
@@ -8,36 +8,44 @@ from typing import Any
 import pygal
 from pygal.style import Style
 
+RATES = "tokens/s, "  # what a table is called that is drawn
 STYLE = Style(
     background="white", plot_background="white", opacity="1", opacity_hover="1",
-    colors=("#8a94a3", "#0b6e4f"), font_family="sans-serif", title_font_size=18,
-    label_font_size=14, major_label_font_size=14, legend_font_size=15, value_font_size=12,
-    value_label_font_size=12, value_colors=("#333", "#333"),
+    colors=("#0b6e4f", "#6bbf9c", "#2f5d8a", "#9db8d2"), font_family="sans-serif",
+    title_font_size=18, label_font_size=14, major_label_font_size=14, legend_font_size=14,
+    value_font_size=12, guide_stroke_color="#ddd", major_guide_stroke_color="#333",
+    guide_stroke_dasharray="1,0", major_guide_stroke_dasharray="1,0",
 )  # fmt: skip
 
 
 def plot(result: Path) -> None:
-    """One chart a table whose title begins with tokens/s."""
+    """Nothing is drawn of a result without such a table."""
     told = json.loads(result.read_text())
-    for number, (title, table) in enumerate(_tables(told["figures"])):
-        chart = _chart(title, table, told)
-        chart.render_to_file(str(result.with_name(f"{result.stem}-{number + 1}.svg")))
+    tables = {
+        name.removeprefix(RATES): table
+        for name, table in told["figures"].items()
+        if name.startswith(RATES)
+    }
+    if tables:
+        _chart(tables, told).render_to_file(str(result.with_suffix(".svg")))
 
 
-def _tables(figures: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [item for item in figures.items() if item[0].startswith("tokens/s")]
-
-
-def _chart(title: str, table: dict[str, Any], told: dict[str, Any]) -> pygal.Bar:
-    chart = pygal.Bar(style=STYLE, js=[], width=820, height=420, print_values=True,
-                      legend_at_bottom=True, margin=16, spacing=12)  # fmt: skip
-    machine = told["machine"]
-    chart.title = (
-        f"{title}\n{told['note'].split(',')[0]}, {machine['cores']} cores {machine['cpu']}"
-    )
-    chart.x_labels = [f"{name.strip()}, {row['ratio']} ×" for name, row in table.items()]
-    chart.add("llama-server", [row["server"] for row in table.values()])
-    chart.add("ours", [row["ours"] for row in table.values()])
+def _chart(tables: dict[str, dict[str, Any]], told: dict[str, Any]) -> pygal.Bar:
+    rows = max(tables.values(), key=len)
+    highest = max(row["ratio"] for table in tables.values() for row in table.values())
+    labels = [step / 4 for step in range(int(highest * 4) + 3)]
+    chart = pygal.Bar(
+        style=STYLE, js=[], width=980, height=520, margin=16, spacing=12,
+        print_values=True, print_values_position="top", value_formatter=lambda v: f"{v:.2f}",
+        y_labels=labels, y_labels_major=[1.0], range=(0, labels[-1]),
+        legend_at_bottom=True, legend_at_bottom_columns=1, truncate_legend=-1,
+    )  # fmt: skip
+    model, cores = told["note"].split(",")[0], told["machine"]["cores"]
+    cpu = told["machine"]["cpu"]
+    chart.title = f"Tokens/s as a multiple of llama-server's\n{model}, {cores} cores of {cpu}"
+    chart.x_labels = list(rows)
+    for name, table in tables.items():
+        chart.add(name, [table.get(row, {}).get("ratio") for row in rows])
     return chart
 
 

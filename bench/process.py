@@ -25,14 +25,17 @@ async def process(plan: Plan) -> dict[str, Any]:
     async with ours(plan.model, 1, 512, plan.threads) as engine:
         job = _job(engine)
     weights = plan.model.stat().st_size / MIB
-    found = [(await _server(plan, job), await _child(plan)) for _ in range(plan.rounds)]
-    (its_seconds, its_memory), (seconds, memory) = (zip(*side, strict=True) for side in
-                                                    zip(*found, strict=True))  # fmt: skip
-    less = [[total - weights for total in side] for side in (its_memory, memory)]
+    theirs, mine = [], []
+    for _ in range(plan.rounds):
+        theirs.append(await _server(plan, job))
+        mine.append(_child(plan))
+    its_memory, memory = ([megabytes for _, megabytes in side] for side in (theirs, mine))
     table = {
-        "start to first token, s": compared(its_seconds, seconds, 2),
+        "start to first token, s": compared([s for s, _ in theirs], [s for s, _ in mine], 2),
         "resident, MB": compared(its_memory, memory),
-        "resident less the model file, MB": compared(*less),
+        "resident less the model file, MB": compared(
+            [total - weights for total in its_memory], [total - weights for total in memory]
+        ),
     }
     return {f"a fresh process, {SLOTS} slots of {CONTEXT_TOKENS} tokens, file in memory": table}
 
@@ -47,7 +50,7 @@ async def _server(plan: Plan, job: Job) -> tuple[float, float]:
         return answer.arrivals[0] - server.started, _resident(server.pid)
 
 
-async def _child(plan: Plan) -> tuple[float, float]:
+def _child(plan: Plan) -> tuple[float, float]:
     started = time.perf_counter()
     words = [plan.model, SLOTS, CONTEXT_TOKENS, plan.threads]
     with subprocess.Popen(
@@ -66,7 +69,7 @@ def _resident(pid: int) -> float:
 
 
 async def hold(model: str, *numbers: str) -> None:
-    async with ours(Path(model).resolve(), *map(int, numbers)) as engine:
+    async with ours(Path(model), *map(int, numbers)) as engine:
         await answer_all(engine, [_job(engine)])
         print("answered", flush=True)
         await asyncio.to_thread(sys.stdin.read)

@@ -10,75 +10,34 @@ Turns = tuple[Turn, ...]
 Count = Callable[[Turns], int]
 
 PEOPLE = [
-    "the miller",
-    "a young teacher",
-    "my neighbour",
-    "the captain",
-    "our doctor",
-    "a painter",
-    "the gardener",
-    "an engineer",
-    "the baker",
-    "her brother",
-    "a student",
-    "the judge",
-]
+    "the miller", "a young teacher", "my neighbour", "the captain", "our doctor", "a painter",
+    "the gardener", "an engineer", "the baker", "her brother", "a student", "the judge",
+]  # fmt: skip
 DEEDS = [
-    "repaired",
-    "described",
-    "sold",
-    "painted",
-    "forgot",
-    "measured",
-    "borrowed",
-    "praised",
-    "photographed",
-    "discovered",
-    "carried home",
-    "wrote about",
-]
+    "repaired", "described", "sold", "painted", "forgot", "measured", "borrowed", "praised",
+    "photographed", "discovered", "carried home", "wrote about",
+]  # fmt: skip
 THINGS = [
-    "the old bridge",
-    "a wooden boat",
-    "two heavy books",
-    "the garden wall",
-    "a red bicycle",
-    "the town's clock",
-    "an unknown map",
-    "the winter coats",
-    "a basket of plums",
-    "the new library",
-    "three clay pots",
-    "a letter from Lisbon",
-]
+    "the old bridge", "a wooden boat", "two heavy books", "the garden wall", "a red bicycle",
+    "the town's clock", "an unknown map", "the winter coats", "a basket of plums",
+    "the new library", "three clay pots", "a letter from Lisbon",
+]  # fmt: skip
 TIMES = [
-    "In spring",
-    "Last Tuesday",
-    "Before the storm",
-    "At half past nine",
-    "During the holidays",
-    "One evening",
-    "After the harvest",
-    "On the first day",
-    "Many years ago",
-]
+    "In spring", "Last Tuesday", "Before the storm", "At half past nine", "During the holidays",
+    "One evening", "After the harvest", "On the first day", "Many years ago",
+]  # fmt: skip
 REASONS = [
-    "the river had risen again",
-    "nobody else had the time",
-    "the weather was unusually mild",
-    "it reminded everyone of the sea",
-    "a visitor had asked for it",
-    "the shop was closing",
-    "the children wanted to see it",
-    "there was plenty of light",
-]
-TOWNS = ["Bergen", "Porto", "Ghent", "Turku", "Krakow", "Bologna", "Galway", "Uppsala", "Basel"]
+    "the river had risen again", "nobody else had the time", "the weather was unusually mild",
+    "it reminded everyone of the sea", "a visitor had asked for it", "the shop was closing",
+    "the children wanted to see it", "there was plenty of light",
+]  # fmt: skip
+TOWNS = [
+    "Bergen", "Porto", "Ghent", "Turku", "Krakow", "Bologna", "Galway", "Uppsala", "Basel",
+]  # fmt: skip
 QUESTIONS = [
-    "What should happen next, and why?",
-    "Can you explain this in simple words?",
-    "Which part of it matters most?",
-    "What would you have done instead?",
-]
+    "What should happen next, and why?", "Can you explain this in simple words?",
+    "Which part of it matters most?", "What would you have done instead?",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,10 +117,8 @@ class Author:
         parts = [self.sentences(f"part {number}") for number in range(11)]
 
         def exchanges(words: int) -> Turns:
-            texts = [
-                " ".join(part[: words // 10 + (i < words % 10)])
-                for i, part in enumerate(parts[:10])
-            ]
+            texts = [" ".join(part[: words // 10 + (i < words % 10)]) for i, part in
+                     enumerate(parts[:10])]  # fmt: skip
             roles = ("user", "assistant")
             return (self.system(), *(Turn(roles[i % 2], text) for i, text in enumerate(texts)))
 

@@ -1,20 +1,15 @@
-"""Stop: how soon it is acknowledged and how soon the engine's slot is free.
+"""Stop: how soon it is acknowledged and how soon people see the end.
 
-python -m bench.stop [runs]: over HTTP for the acknowledgement and the end people see; in the
-engine for the slot, in mid-answer and in the middle of a long prompt.
+python -m bench.stop [runs]. How soon the engine's slot is free: bench.engine --only stop.
 """
 
 import asyncio
-import contextlib
 import sys
 import time
 from statistics import median
 
 from bench.record import record
-from bench.site import MODELS, Person, Site, site, watch
-from inference.catalogue import CATALOGUE
-from inference.engines.base import Request, Sampling, Turn
-from inference.engines.llama_cpp import LlamaCppEngine
+from bench.site import Person, Site, site, watch
 
 
 async def through_the_site(running: Site, runs: int) -> dict[str, float]:
@@ -37,36 +32,10 @@ async def through_the_site(running: Site, runs: int) -> dict[str, float]:
     }
 
 
-async def in_the_engine(prompt: str, runs: int) -> list[float]:
-    entry = CATALOGUE["smollm2-135m-instruct"]
-    engine = LlamaCppEngine(MODELS / entry.file_name, slots=2, context_tokens=2048)
-    await engine.start(lambda percent: None)
-    times = []
-    for _ in range(runs):
-        request = Request((Turn("user", prompt),), Sampling(max_tokens=300))
-        async with contextlib.aclosing(engine.generate(request)) as stream:
-            await anext(stream)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.4):
-                    async for _ in stream:
-                        pass
-            stopped = time.perf_counter()
-        while engine.capacity().busy:
-            await asyncio.sleep(0.001)
-        times.append(time.perf_counter() - stopped)
-    await engine.stop()
-    return times
-
-
 def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     with site("smollm2-135m-instruct") as running:
         figures = asyncio.run(through_the_site(running, runs))
-    for where, prompt in {"answer": "Tell me a story.", "prompt": "river mountain " * 700}.items():
-        times = asyncio.run(in_the_engine(prompt, runs))
-        figures[f"slot free, mid-{where}, median ms"] = round(median(times) * 1000, 1)
-        figures[f"slot free, mid-{where}, worst ms"] = round(max(times) * 1000, 1)
-    figures["slot free, limit ms"] = 300.0
     record("stop", figures, f"{runs} runs each, the real model, one stream")
 
 

@@ -19,9 +19,11 @@ QUOTING_LIMIT = 1.3
 # The server keeps evaluated prompts in memory too. Nothing can be reused here, so that would
 # only cost it time.
 PLAIN = ("--cache-ram", "0")
-# Of the server's ways to guess from the text before, the fastest found on quoting answers.
-ITS_GUESSES = ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "4")
-ITS_GUESSES += ("--spec-ngram-simple-size-m", "12")
+# The server's own way to guess from the text before, with the lengths of ours.
+ITS_GUESSES = (
+    *("--spec-type", "ngram-map-k", "--spec-ngram-map-k-size-n", "4"),
+    *("--spec-ngram-map-k-size-m", "12"),
+)
 
 Table = dict[str, dict[str, Any]]
 
@@ -49,7 +51,7 @@ async def quoting(plan: Plan) -> dict[str, Any]:
         figures["tokens/s, answers that quote, ours with guesses"] = table
     async with plan.pair(*PLAIN, *ITS_GUESSES) as pair:
         table = await Match(pair, Author.quoting).table(dict.fromkeys(QUOTING_STREAMS))
-        figures[f"the same, the server with {' '.join(ITS_GUESSES)}"] = table
+        figures["tokens/s, answers that quote, the server guesses too"] = table
     return figures
 
 
@@ -78,7 +80,8 @@ class Match:
 
     async def table(self, limits: dict[int, Any]) -> Table:
         await self._round(1)  # warms both
-        return {f"{n:2d} streams": await self._row(n) | {"limit": limits[n]} for n in limits}
+        rows = {n: await self._row(n) | {"limit": limits[n]} for n in limits}
+        return {f"{n} stream{'s' * (n > 1)}": row for n, row in rows.items()}
 
     async def _row(self, streams: int) -> dict[str, Any]:
         rounds = [await self._round(streams) for _ in range(self._pair.plan.rounds)]
