@@ -8,9 +8,6 @@ from pathlib import Path
 
 
 def main() -> None:
-    # Set before any library can start OpenMP threads: spinning threads on a shared
-    # machine slow token generation by an order of magnitude (docs/architecture.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chatsite.settings")
     if find_spec("django") is None:
         _go_to_the_environment()

@@ -6,8 +6,6 @@ import signal
 import threading
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 wsgi_app = "chatsite.asgi:application"
 worker_class = "asgi"
 asgi_loop = "uvloop"

@@ -30,11 +30,11 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chat
 OLDEST_PYTHON = (3, 11)
 GIGABYTES_NEEDED = 2.0
 
-# How llama.cpp is compiled (docs/architecture.md). Without OpenMP, whose threads spin and slow a
-# shared machine a hundredfold; without llamafile's kernels, which evaluate a token alone in a
-# step otherwise than in a prompt, so that a continued answer would not come out the same;
-# without the part for pictures, which is not used.
-LLAMA_FLAGS = "-DGGML_OPENMP=OFF -DGGML_LLAMAFILE=OFF -DLLAVA_BUILD=OFF"
+# How llama.cpp is compiled (docs/architecture.md). With OpenMP, whose threads can be told how
+# long to spin; without llamafile's kernels, which evaluate a token alone in a step otherwise
+# than in a prompt, so that a continued answer would not come out the same; without the part
+# for pictures, which is not used.
+LLAMA_FLAGS = "-DGGML_OPENMP=ON -DGGML_LLAMAFILE=OFF -DLLAVA_BUILD=OFF"
 
 
 # --- stamps -------------------------------------------------------------------------------

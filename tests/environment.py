@@ -21,8 +21,7 @@ def prepare() -> None:
         DATA_DIR=str(data),
         SECRET_KEY="a key for tests only, long enough to pass every check there is 0123456789",
         STATIC_HASHED="0",
-        OMP_WAIT_POLICY="passive",
-        WORKER_THREADS="1",  # two suites share the machine; threads that wait for each other spin
+        WORKER_THREADS="1",  # two suites share the machine
     )
     if os.environ.get("TEST_DATABASE") == "postgres":
         os.environ["DATABASE_URL"] = start_postgres(own_folder())

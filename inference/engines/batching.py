@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from inference.engines.base import Delta, EngineError, hash_of
@@ -63,6 +64,7 @@ class Batcher:
         self._outbox = Outbox()
         self._in_chunk: Run | None = None
         self._stopping = False
+        self._ready: Future[None] = Future()
         self._progress_at = time.monotonic()
         self._tempo = Tempo()
         self._reproducible = reproducible
@@ -72,7 +74,9 @@ class Batcher:
 
     # --- from any thread ------------------------------------------------------------------
     def start(self) -> None:
+        """Returns when it is ready for work. Raises EngineError if the model cannot evaluate."""
         self._thread.start()
+        self._ready.result()
 
     def submit(self, run: Run) -> None:
         with self._wake:
@@ -110,6 +114,12 @@ class Batcher:
 
     # --- the decode thread ----------------------------------------------------------------
     def _work(self) -> None:
+        try:
+            self._calibrate()
+        except Exception as error:
+            self._ready.set_exception(error)
+            return
+        self._ready.set_result(None)
         while self._await_work():
             try:
                 self._step()
@@ -118,6 +128,13 @@ class Batcher:
                 self._fail_all(error)
             self._outbox.flush()
             self._progress_at = time.monotonic()
+
+    def _calibrate(self) -> None:
+        """In this thread: each one that calls llama.cpp gets helpers of its own from OpenMP, and
+        when there are more of them than cores they no longer spin at all."""
+        self._context.seconds(1, CHUNK)  # the first evaluation also prepares memory
+        self.step_threads.calibrate(lambda count: self._context.seconds(count, 1))
+        self.chunk_threads.calibrate(lambda count: self._context.seconds(count, CHUNK // 4))
 
     def _await_work(self) -> bool:
         with self._wake:

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import itertools
-import time
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from inference.engines.base import (
     Turn,
 )
 from inference.engines.batching import CHUNK, GUESS_UP_TO, Batcher
-from inference.engines.llama_library import Context, Entry, Weights, build, processor
+from inference.engines.llama_library import Context, Weights, build, processor
 from inference.engines.lookup import LONGEST_GUESS
 from inference.engines.mail import Mailbox
 from inference.engines.runs import Run
@@ -46,7 +45,6 @@ class LlamaCppEngine:
 
     async def start(self, progress: Progress) -> None:
         await asyncio.to_thread(self._load, progress)
-        self._batcher.start()
 
     def _load(self, progress: Progress) -> None:
         progress(0)
@@ -57,12 +55,8 @@ class LlamaCppEngine:
         self._vocabulary = Vocabulary(weights.size, weights.piece, weights.ends_answer)
         bos, eos = _special_tokens(weights)
         self._template = ChatTemplate(weights.template_source(), bos, eos)
-        batcher = self._batcher = Batcher(
-            weights, context, self._slots, self._threads, self._reproducible
-        )
-        _time(context, 1, CHUNK)  # the first evaluation also prepares memory
-        batcher.step_threads.calibrate(lambda count: _time(context, count, 1))
-        batcher.chunk_threads.calibrate(lambda count: _time(context, count, CHUNK // 4))
+        self._batcher = Batcher(weights, context, self._slots, self._threads, self._reproducible)
+        self._batcher.start()
         progress(100)
 
     async def stop(self) -> None:
@@ -142,12 +136,3 @@ def leading(segments: Sequence[Segment], contents: Sequence[str]) -> list[Segmen
     """The first segments that are the template's own, or one of these contents."""
     own = itertools.takewhile(lambda s: s.trusted or s.text in contents, segments)
     return list(own)
-
-
-def _time(context: Context, threads: int, batch: int) -> float:
-    """One evaluation of a batch in slot 0, which is left empty."""
-    context.use_threads(threads)
-    started = time.perf_counter()
-    context.decode([Entry(token, token, 0, wanted=True) for token in range(batch)])
-    context.forget(0, 0)
-    return time.perf_counter() - started

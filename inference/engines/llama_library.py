@@ -1,16 +1,19 @@
-"""The few calls of llama.cpp the engine needs, with Python types. One thread at a time.
-
-deploy/install.py has it built without OpenMP. In case another build is found, manage.py sets
-OMP_WAIT_POLICY to "passive": spinning OpenMP threads slow a shared machine a hundredfold.
-"""
+"""The few calls of llama.cpp the engine needs, with Python types. One thread at a time."""
 
 import ctypes
+import os
 import platform
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+# Read by OpenMP once, when llama.cpp is loaded: how long a thread spins while it waits for the
+# others before it sleeps. A thread that never sleeps holds up the one it waits for if a
+# neighbour has that one's core; one that sleeps at once wakes too late (docs/architecture.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import llama_cpp as library
 import numpy as np
@@ -183,6 +186,14 @@ class Context:
 
     def use_threads(self, count: int) -> None:
         library.llama_set_n_threads(self.handle, count, count)
+
+    def seconds(self, threads: int, tokens: int) -> float:
+        """How long an evaluation of so many takes; slot 0 is left empty."""
+        self.use_threads(threads)
+        started = time.perf_counter()
+        self.decode([Entry(token, token, 0, wanted=True) for token in range(tokens)])
+        self.forget(0, 0)
+        return time.perf_counter() - started
 
     def forget(self, slot: int, start: int) -> None:
         """Drop a slot's tokens from position `start` on."""

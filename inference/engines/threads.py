@@ -1,10 +1,9 @@
 """How many threads a call of llama.cpp gets: measured at start, and again while it works.
 
-The threads of one call meet at a barrier after every node of the graph and spin while they
-wait. A neighbour that takes one thread's core away makes all the others wait for it: two
-threads on two busy cores took a hundred times as long as one. What is fastest therefore
-changes with the neighbours. Trying another count costs no exactness: the results are the
-same to the bit whatever the count (docs/architecture.md).
+The threads of one call meet at a barrier after every node of the graph, so a neighbour that
+takes one thread's core away holds up the others. What is fastest therefore changes with the
+neighbours; where there is no OpenMP, a hundredfold. Trying another count costs no exactness:
+the results are the same to the bit whatever the count (docs/architecture.md).
 """
 
 import os

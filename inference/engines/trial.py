@@ -53,12 +53,11 @@ def _key(path: Path, sha256: str) -> str:
 
 
 def _try(path: Path) -> None:
-    names = (*PASSED_ON, "OMP_WAIT_POLICY")
     try:
         done = subprocess.run(
             [sys.executable, "-m", "inference.engines.trial", str(path)],
             cwd=ROOT,
-            env={name: os.environ[name] for name in names if name in os.environ},
+            env={name: os.environ[name] for name in PASSED_ON if name in os.environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

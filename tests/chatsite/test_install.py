@@ -71,4 +71,5 @@ def test_llama_cpp_is_the_build_that_gives_equal_answers():
     assert "LLAMAFILE = 1" not in build, (
         "run `make dev`: llama-cpp-python was not compiled by deploy/install.py"
     )
-    assert "OPENMP = 1" not in build
+    if sys.platform == "linux":  # a Mac's compiler has no OpenMP
+        assert "OPENMP = 1" in build, "its threads cannot be told to sleep"

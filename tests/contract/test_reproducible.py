@@ -62,7 +62,8 @@ async def test_an_answer_among_others_is_evaluated_as_it_is_alone(
     beside = [asyncio.create_task(collect(engine, each)) for each in (QUESTION, OTHER)]
     assert tokens_of(await beside[0]) == alone
     await beside[1]
-    assert calls[: len(expected)] == expected
+    starts = range(0, len(calls), len(others) // 2)  # either may have come first
+    assert expected in [calls[start : start + len(expected)] for start in starts]
     assert len(calls) == len(expected) + len(others) // 2
 
 
