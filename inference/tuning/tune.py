@@ -1,13 +1,16 @@
 """`manage.py models tune`: which weight format is best for a model on this machine."""
 
 import json
+import signal
 import subprocess
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 from django.conf import settings
@@ -23,6 +26,7 @@ from inference.tuning.plot import draw
 
 BASE_DIR = Path(settings.BASE_DIR)
 QUICK = ("IQ4_NL+Q8_0",)
+QUICK_SECONDS = 60.0  # for each thing made or measured; a large model is left as it came
 MOST_DIVERGENCE = 0.1  # nats a token from the file as it came: what a faster default may cost
 
 
@@ -47,32 +51,62 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--formats", help=f"of {', '.join(FORMATS)}; all, if not given")
     parser.add_argument("--promote", action="store_true", help="let people get the best one")
     parser.add_argument(
-        "--quick", action="store_true", help="try the likeliest format only, once, and promote it"
-    )
+        "--quick", action="store_true",
+        help="try the likeliest format only, once in the model's life, and promote the better one",
+    )  # fmt: skip
 
 
 def tune(say: Callable[[str], Any], model: Model, by: str, **options: Any) -> None:
     """Make the formats, measure and record them, and say which is best. Raises EngineError."""
-    reference = _as_it_came(model)
     saved = Path(settings.DATA_DIR) / "tuning" / f"{model.slug}.json"
-    if options["quick"] and saved.exists():
+    if options["quick"]:
+        _tune_quickly(say, model, by, saved)
         return
-    names = QUICK if options["quick"] else _names(options["formats"])
-    rows = [_measured("as it came", reference.weights_path, reference.weights_path)]
-    rows += [_made(name, reference.weights_path) for name in names]
+    reference = _as_it_came(model)
+    rows = _rows(reference.weights_path, _names(options["formats"]))
+    chosen = _conclude(say, reference, rows, by, saved)
+    if options["promote"]:
+        chosen.promote(by)
+        say(f"Release {chosen} is live.")
+    else:
+        say(f"To let people get it: ./manage.py models promote {chosen.name}")
+
+
+def _tune_quickly(say: Callable[[str], Any], model: Model, by: str, saved: Path) -> None:
+    """What `make run` does. It fails harmlessly, and touches no choice that somebody has made."""
+    if saved.exists() or model.releases.count() > 1:
+        return
+    reference = _as_it_came(model)
+    say(f"Finding the faster weight format for {model.slug} on this machine, once.")
+    try:
+        rows = _rows(reference.weights_path, QUICK, QUICK_SECONDS)
+    except EngineError as error:
+        say(f"{error} The file is used as it came.")
+        _write(saved, [], "as it came")
+        return
+    chosen = _conclude(say, reference, rows, by, saved)
+    if chosen != reference:
+        chosen.promote(by)
+        say(f"Release {chosen} is live.")
+
+
+def _rows(reference: Path, names: Sequence[str], most: float | None = None) -> list[Row]:
+    """The file as it came and formats made from it; `most`: seconds for each thing done."""
+    rows = [_measured("as it came", reference, reference, most)]
+    return rows + [_made(name, reference, most) for name in names]
+
+
+def _conclude(
+    say: Callable[[str], Any], reference: Release, rows: Sequence[Row], by: str, saved: Path
+) -> Release:
+    """Show, record and save; the best one's release."""
     best = propose(rows)
     for line in table(rows, best):
         say(line)
-    releases = {row.name: _release(model, reference, row, by) for row in rows}
-    _save(saved, rows, best)
-    say(f"Saved as {saved} and {saved.with_suffix('.svg')}.")
-    chosen = releases[best.name]
-    if options["promote"] or options["quick"]:
-        chosen.promote(by)
-        say(f"Release {chosen} ({best.name}) is live.")
-    else:
-        say(f"Best here: {best.name}. To let people get it:")
-        say(f"./manage.py models promote {chosen.name}")
+    releases = {row.name: _release(reference, row, by) for row in rows}
+    _write(saved, rows, best.name)
+    say(f"Saved as {saved} and {saved.with_suffix('.svg')}. Best here: {best.name}.")
+    return releases[best.name]
 
 
 def _as_it_came(model: Model) -> Release:
@@ -90,32 +124,38 @@ def _names(asked: str | None) -> Sequence[str]:
     return names
 
 
-def _made(name: str, reference: Path) -> Row:
+def _made(name: str, reference: Path, most: float | None) -> Row:
     path = path_of(reference, name)
     if not path.exists():
         part = path.with_suffix(".part")
         try:
-            _child(f"Making {name}", "inference.tuning.formats", str(reference), name, str(part))
+            words = (str(reference), name, str(part))
+            _child(f"Making {name}", "inference.tuning.formats", *words, most=most)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-    return _measured(name, path, reference)
+    return _measured(name, path, reference, most)
 
 
-def _measured(name: str, path: Path, reference: Path) -> Row:
-    told = json.loads(_child(f"Measuring {name}", "inference.tuning.measure", path, reference))
+def _measured(name: str, path: Path, reference: Path, most: float | None) -> Row:
+    title, module = f"Measuring {name}", "inference.tuning.measure"
+    told = json.loads(_child(title, module, path, reference, most=most))
     speeds = {int(streams): speed for streams, speed in told.pop("tokens_per_second").items()}
     return Row(name, path, Figures(tokens_per_second=speeds, **told))
 
 
-def _child(title: str, module: str, *words: str | Path) -> str:
-    """Run it with a progress bar over the percents it prints; its last line."""
+def _child(title: str, module: str, *words: str | Path, most: float | None) -> str:
+    """Run it with a progress bar over the percents it prints; its last line.
+
+    Raises EngineError if it fails or takes more than `most` seconds.
+    """
     command = [sys.executable, "-m", module, *map(str, words)]
     with (
         tqdm(total=100, desc=title, unit="%", file=sys.stderr, leave=False) as bar,
         subprocess.Popen(
             command, cwd=BASE_DIR, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process,
+        _ended_after(process, most),
     ):
         last = ""
         for line in process.stdout or ():
@@ -123,9 +163,25 @@ def _child(title: str, module: str, *words: str | Path) -> str:
             if last.isdigit():
                 bar.update(int(last) - bar.n)
         errors = (process.stderr.read() if process.stderr else "").strip().splitlines()
+    if process.returncode == -signal.SIGKILL and most:
+        raise EngineError(f"{title} took more than {most:.0f} s.")
     if process.returncode:
-        raise EngineError(f"{title} failed: {errors[-1] if errors else process.returncode}")
+        raise EngineError(f"{title} failed: {errors[-1].rstrip('.') if errors else process.returncode}.")
     return last
+
+
+@contextmanager
+def _ended_after(process: subprocess.Popen[str], most: float | None) -> Iterator[None]:
+    timer = Timer(most or 0, process.kill)
+    if most:
+        timer.start()
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        timer.cancel()
 
 
 def propose(rows: Sequence[Row]) -> Row:
@@ -149,10 +205,10 @@ def table(rows: Sequence[Row], best: Row) -> list[str]:
     return lines
 
 
-def _release(model: Model, reference: Release, row: Row, by: str) -> Release:
+def _release(reference: Release, row: Row, by: str) -> Release:
     if row.path == reference.weights_path:
         return reference
-    return model.add_release(
+    return reference.model.add_release(
         row.path,
         by,
         sha256=sha256_of(row.path),
@@ -161,9 +217,10 @@ def _release(model: Model, reference: Release, row: Row, by: str) -> Release:
     )
 
 
-def _save(path: Path, rows: Sequence[Row], best: Row) -> None:
+def _write(path: Path, rows: Sequence[Row], best: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     told = {row.name: asdict(row.figures) for row in rows}
-    path.write_text(json.dumps({"best": best.name, "formats": told}, indent=2) + "\n")
-    speeds = {row.name: row.figures.tokens_per_second for row in rows}
-    draw(path.with_suffix(".svg"), speeds, "tokens per second", path.stem)
+    path.write_text(json.dumps({"best": best, "formats": told}, indent=2) + "\n")
+    if rows:
+        speeds = {row.name: row.figures.tokens_per_second for row in rows}
+        draw(path.with_suffix(".svg"), speeds, "tokens per second", path.stem)

@@ -50,7 +50,7 @@ def tuned(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, db: No
     settings.MODELS_DIR = settings.DATA_DIR = tmp_path
     (tmp_path / entry.file_name).symlink_to(source)
 
-    def made_up(name: str, path: Path, reference: Path) -> Row:
+    def made_up(name: str, path: Path, reference: Path, most: float | None) -> Row:
         assert path.exists()
         return Row(name, path, row(name, 90 if path != reference else 50, 0.01).figures)
 
@@ -88,3 +88,28 @@ def test_an_unknown_format_is_refused_by_name(tuned: Release):
 def test_a_model_without_a_file_cannot_be_tuned(release: Release):
     with pytest.raises(CommandError, match="no model file here"):
         call_command("models", "tune", "simulated")
+
+
+@pytest.mark.real_model
+def test_make_run_takes_the_faster_format_once(tuned: Release, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tune, "QUICK", ("Q8_0",))
+    assert "v2 is live" in run("--quick")
+    assert run("--quick") == ""
+
+
+def test_make_run_changes_nothing_that_somebody_has_chosen(tuned: Release, tmp_path: Path):
+    tuned.model.add_release(tuned.weights_path, "somebody", sha256="0" * 64).promote("somebody")
+    assert run("--quick") == ""
+    assert not (tmp_path / "tuning").exists()
+
+
+def test_make_run_goes_on_with_the_file_as_it_came_if_it_takes_too_long(
+    tuned: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tune, "QUICK_SECONDS", 0.05)
+    said = run("--quick")
+    assert "took more than" in said
+    assert "as it came" in said
+    assert [release.state for release in Release.objects.all()] == ["live"]
+    assert not list(tmp_path.glob("*.part"))
+    assert run("--quick") == ""  # nor is it tried at every start
