@@ -13,14 +13,20 @@ RECENT_RUNS = 20
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`status` is queued, loading, running or resuming; `wait` is in seconds, a rough guess."""
+    """`status` is queued, loading, running or resuming; `wait` is in seconds, a rough guess.
+
+    away: it waits for the model's server, which the worker cannot reach.
+    """
 
     status: str
     position: int | None = None
     percent: int | None = None
     wait: int | None = None
+    away: bool = False
 
     def frame(self) -> dict[str, Any]:
+        if self.away:
+            return {"status": "queued", "away": True}
         if self.status == "queued":
             return {"status": "queued", "position": self.position, "wait": self.wait}
         if self.status == "loading":
@@ -37,7 +43,10 @@ def progress(run: Generation) -> Progress:
         .filter(release=run.release_id)
         .values_list("state", "percent_loaded", "slots")
     )
-    slots = sum(slots for state, _, slots in workers if state == Worker.State.READY)
+    ready = [slots for state, _, slots in workers if state == Worker.State.READY]
+    slots = sum(ready)
+    if ready and not slots:
+        return Progress("queued", away=True)
     if not slots:
         return Progress("loading", percent=max((row[1] for row in workers), default=None))
     position = Generation.objects.position_of(run)

@@ -25,6 +25,7 @@ EMPTY_WORDS = frozenset("the and for you your with from how what why this that n
 EXAMPLE_QUESTION = "How do I keep basil alive on a window sill in winter?"
 EXAMPLE_TITLE = "Growing Basil in Winter"
 EXAMPLE_WORDS = frozenset("grow growing basil winter window sill".split())
+COMMON = 2  # of the messages of `prompt`
 LABEL = re.compile(r"^\W*title\s*:", re.IGNORECASE)
 DECORATION = re.compile(r"^[\s#>*_`\"'“”‘’«»\-–—:.]+|[\s*_`\"'“”‘’«».,:;]+$")
 
@@ -43,6 +44,7 @@ def ask_for_title(answer: Message) -> Generation | None:
                 release=answer.generation.release,
                 arm=answer.generation.arm,
                 messages=prompt(question.text),
+                common=COMMON,
                 parameters=PARAMETERS,
                 purpose=Generation.Purpose.TITLE,
                 branch=f"{BRANCH}{chat.pk}",

@@ -33,6 +33,7 @@ class Row:
     seq: int = 0
     epoch: int = 0
     position: int | None = None
+    away: bool = False
     percent: int | None = None
     wait: int | None = None
     left_out: int = 0
@@ -152,3 +153,4 @@ def _follow(row: Row, run: Generation) -> None:
     row.epoch = events[-1].epoch if events else run.epoch
     now = progress(run)
     row.state, row.position, row.percent, row.wait = now.status, now.position, now.percent, now.wait
+    row.away = now.away

@@ -138,27 +138,41 @@ class AliasArmAdmin(admin.ModelAdmin):
 
 @admin.register(Backend)
 class BackendAdmin(admin.ModelAdmin):
-    """Servers of releases. Workers take up a change within a few seconds."""
+    """Servers of releases. Workers take up a change within a few seconds.
 
-    list_display = ("name", "release", "kind", "url", "slots", "is_draining", "created_at")
+    Where prompts and keys are sent is for whoever runs the commands: `models connect`.
+    """
+
+    list_display = ("name", "release", "kind", "url", "slots", "is_draining", "trouble")
     list_filter = ("kind", "is_draining", "release")
     list_select_related = ("release__model",)
     search_fields = ("name", "url", "release__model__slug")
-    readonly_fields = ("created_at",)
+    fields = (
+        "release", "name", "kind", "url", "served_model", "api_key_env", "slots", "is_draining",
+        "trouble", "created_at",
+    )  # fmt: skip
+    readonly_fields = tuple(name for name in fields if name not in ("slots", "is_draining"))
     actions = ("drain", "take_back")
 
-    @admin.action(description="Drain: no new answers")
-    def drain(self, request: HttpRequest, backends: QuerySet[Backend]) -> None:
-        backends.update(is_draining=True)
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
 
-    @admin.action(description="Take back: new answers again")
+    @admin.action(description="Drain: no new answers", permissions=["change"])
+    def drain(self, request: HttpRequest, backends: QuerySet[Backend]) -> None:
+        for backend in backends:
+            backend.drain(True, staff(request))
+
+    @admin.action(description="Take back: new answers again", permissions=["change"])
     def take_back(self, request: HttpRequest, backends: QuerySet[Backend]) -> None:
-        backends.update(is_draining=False)
+        for backend in backends:
+            backend.drain(False, staff(request))
 
 
 @admin.register(Worker)
 class WorkerAdmin(RecordAdmin):
-    list_display = ("node", "pid", "release", "state", "percent_loaded", "slots", "seen_at")
+    list_display = (
+        "node", "pid", "release", "state", "percent_loaded", "load_seconds", "slots", "seen_at",
+    )  # fmt: skip
     list_filter = ("state", "release")
     list_select_related = ("release__model",)
     search_fields = ("node", "boot_id", "pid")

@@ -1,8 +1,18 @@
 """Who did what to which release."""
 
+import getpass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
 from django.conf import settings
 from django.db import models
 from django.db.models.functions import Now
+
+if TYPE_CHECKING:
+    from accounts.models import User
+    from inference.releases import Release
+
+By: TypeAlias = "User | str"
+"""Who does something to a release: a person, or the name of a command."""
 
 
 class ReleaseEvent(models.Model):
@@ -14,6 +24,7 @@ class ReleaseEvent(models.Model):
         ROLL_BACK = "roll back"
         RETIRE = "retire"
         WARM = "warm"
+        SERVER = "server", "server connected or changed"
         BREAK = "break", "could not be loaded"
 
     release = models.ForeignKey(
@@ -34,3 +45,16 @@ class ReleaseEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.action} {self.release_id}"
+
+    @classmethod
+    def record(cls, release: "Release", action: str, by: By, **facts: Any) -> None:
+        who = f"{by} ({_login()})" if isinstance(by, str) else by.get_username()
+        user = None if isinstance(by, str) else by
+        cls.objects.create(release=release, action=action, by=who, user=user, **facts)
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return "unknown"

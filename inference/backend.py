@@ -10,10 +10,16 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
 
+from inference.audit import ReleaseEvent
 from inference.engines.base import EngineError
 
 if TYPE_CHECKING:
+    from inference.audit import By
     from inference.engines import backends
+
+
+# Nothing else of the environment may leave the site, whoever may edit a server's row.
+KEY_PREFIX = "BACKEND_KEY_"
 
 
 class Backend(models.Model):
@@ -39,8 +45,16 @@ class Backend(models.Model):
     api_key_env = models.CharField(
         max_length=100,
         blank=True,
-        validators=[RegexValidator(r"^[A-Za-z_][A-Za-z0-9_]*$")],
-        help_text="Name of the environment variable of the workers that holds its key",
+        validators=[
+            RegexValidator(
+                rf"^{KEY_PREFIX}[A-Za-z0-9_]+$",
+                f"Only a variable whose name begins with {KEY_PREFIX} is sent to a server.",
+            )
+        ],
+        help_text=f"The workers’ environment variable with its key, {KEY_PREFIX}…",
+    )
+    trouble = models.CharField(
+        max_length=300, blank=True, editable=False, help_text="Why a worker could not use it"
     )
     is_draining = models.BooleanField(default=False, help_text="Gets no new answers")
     created_at = models.DateTimeField(auto_now_add=True)
@@ -65,6 +79,13 @@ class Backend(models.Model):
         if others.exclude(kind=self.kind).exists():
             raise ValidationError({"kind": "The release’s other servers are of another kind."})
 
+    def drain(self, is_draining: bool, by: "By") -> None:
+        """Give it no new answers, or some again."""
+        self.is_draining = is_draining
+        self.save(update_fields=["is_draining"])
+        note = f"{self.name} {'drains' if is_draining else 'is taken back'}"
+        self.release.note(ReleaseEvent.Action.SERVER, by, from_state=self.release.state, note=note)
+
     def for_engine(self) -> "backends.Backend":
         """As the engine wants it, with the key out of the environment."""
         from inference.engines import backends
@@ -73,8 +94,12 @@ class Backend(models.Model):
             name=self.name,
             url=self.url,
             kind=cast("backends.Kind", self.kind),
-            key=os.environ.get(self.api_key_env, "") if self.api_key_env else "",
+            key=self._key(),
             model=self.served_model,
             slots=self.slots,
             draining=self.is_draining,
         )
+
+    def _key(self) -> str:
+        is_meant = self.api_key_env.startswith(KEY_PREFIX)
+        return os.environ.get(self.api_key_env, "") if is_meant else ""

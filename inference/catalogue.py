@@ -89,9 +89,7 @@ def register(entry: Entry, by: str = "serve") -> "Release":
     """
     from inference.models import Model
 
-    model, _ = Model.objects.get_or_create(
-        slug=entry.slug, defaults={"title": entry.title, "description": entry.description}
-    )
+    model = Model.named(entry.slug, title=entry.title, description=entry.description)
     return model.record(
         {"engine": entry.engine, "weights_sha256": entry.file_sha256},
         by,

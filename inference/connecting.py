@@ -12,7 +12,8 @@ from django.core.validators import slug_re
 from django.db import transaction
 from django.utils.text import slugify
 
-from inference.backend import Backend
+from inference.audit import ReleaseEvent
+from inference.backend import KEY_PREFIX, Backend
 from inference.engines.base import EngineError
 from inference.models import Model, Release
 
@@ -45,19 +46,26 @@ def connect(say: Callable[[str], Any], model: str, by: str, **options: Any) -> N
     )
     if not slug_re.match(model):
         raise EngineError(f"{model!r} cannot be a name: take letters, digits and hyphens.")
+    if backend.api_key_env and not backend.api_key_env.startswith(KEY_PREFIX):
+        raise EngineError(f"--api-key-env takes a variable whose name begins with {KEY_PREFIX}.")
     if backend.api_key_env and not os.environ.get(backend.api_key_env):
         raise EngineError(f"The environment variable {backend.api_key_env} is empty here.")
-    found = asyncio.run(_found(backend))
+    found = describe(backend)
     say(f"Found {found.model or 'a server'} {found.build}".strip() + f" at {backend.url}.")
     backend.served_model = backend.served_model or found.model
     backend.slots = options["slots"] or found.slots or SLOTS
-    release = _record(model, backend, options["context"] or found.context_tokens, by)
+    release = _record(model, backend, found, options["context"], by)
     say(f"{release} has the server {backend.name}: {backend.slots} answers at once.")
     say(f"It reads {release.context_tokens} tokens. {_continuing(found, release)}")
     if release.state == Release.State.LIVE:
         say(f"To let people get it, start the site with MODEL={model}.")
     else:
         say(f"To let people get it: ./manage.py models promote {release.name}")
+
+
+def describe(backend: Backend) -> "Found":
+    """What a server says of itself now. Raises EngineError."""
+    return asyncio.run(_found(backend))
 
 
 async def _found(backend: Backend) -> "Found":
@@ -70,37 +78,29 @@ async def _found(backend: Backend) -> "Found":
         await peer.close()
 
 
-def _record(slug: str, backend: Backend, context_tokens: int, by: str) -> Release:
-    if not context_tokens:
+def _record(slug: str, backend: Backend, found: "Found", wanted_context: int, by: str) -> Release:
+    """The release for what this server runs, with the server as one of its own."""
+    context = wanted_context or found.context_tokens
+    if not context:
         raise EngineError("The server does not say how much it reads. Add: --context TOKENS")
+    facts: dict[str, Any] = {"engine": "upstream", "served_model": backend.served_model}
+    if wanted_context:
+        facts["context_tokens"] = wanted_context
     with transaction.atomic():
-        model, _ = Model.objects.get_or_create(slug=slug, defaults={"title": slug})
-        facts = {"engine": "upstream"}
-        release = model.record(facts, by, context_tokens=context_tokens)
-        _check(release, backend)
+        release = Model.named(slug).record(facts, by, **{"context_tokens": context, **facts})
         backend.release = release
         known = release.backends.filter(name=backend.name).first()
         if known:
-            backend.pk, backend.created_at, backend._state.adding = (
-                known.pk,
-                known.created_at,
-                False,
-            )
+            backend.pk, backend.created_at = known.pk, known.created_at
+            backend._state.adding = False
         try:
             backend.full_clean()
         except ValidationError as error:
             raise EngineError(" ".join(error.messages)) from error
         backend.save()
+        note = f"{backend.name} {backend.url}"
+        release.note(ReleaseEvent.Action.SERVER, by, from_state=release.state, note=note)
     return release
-
-
-def _check(release: Release, backend: Backend) -> None:
-    other = release.backends.exclude(name=backend.name).first()
-    if other and other.served_model != backend.served_model:
-        raise EngineError(
-            f"The servers of {release} run {other.served_model}, this one {backend.served_model}. "
-            "Give it another name."
-        )
 
 
 def _name_of(url: str) -> str:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from threading import Barrier
 from typing import ParamSpec, TypeVar
 
 from django.db import connection, connections
@@ -18,9 +19,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 P = ParamSpec("P")
 T = TypeVar("T")
 THREADS = 4
+CLOSE_SECONDS = 30.0
 
 _threads = ThreadPoolExecutor(THREADS, thread_name_prefix="database")
-_opened: set[BaseDatabaseWrapper] = set()
 
 
 async def in_database(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -28,7 +29,6 @@ async def in_database(function: Callable[P, T], *args: P.args, **kwargs: P.kwarg
 
     def call() -> T:
         mine = connections["default"]
-        _opened.add(mine)
         try:
             return function(*args, **kwargs)
         finally:
@@ -48,13 +48,18 @@ def _close_if_broken(used: BaseDatabaseWrapper) -> None:
 
 
 def close_connections() -> None:
-    """Close what the threads keep open; they open it again when they need it."""
-    for opened in list(_opened):
-        opened.inc_thread_sharing()
-        try:
-            opened.close()
-        finally:
-            opened.dec_thread_sharing()
+    """Close what the threads keep open; they open it again when they need it.
+
+    Each thread closes its own, after the work it is at: SQLite does not survive otherwise.
+    """
+    together = Barrier(THREADS)  # so that every thread takes one of the calls
+
+    def close() -> None:
+        connections["default"].close()
+        together.wait(CLOSE_SECONDS)
+
+    for call in [_threads.submit(close) for _ in range(THREADS)]:
+        call.result()
 
 
 def now_sql(later: timedelta = timedelta()) -> str:

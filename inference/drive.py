@@ -52,6 +52,10 @@ class Buffer:
         self.last = delta if delta.finish else None
 
     @property
+    def is_empty(self) -> bool:
+        return not (self.text or self.token_ids)
+
+    @property
     def ended(self) -> bool:
         return self.last is not None or self.error is not None
 
@@ -68,7 +72,7 @@ class Drive:
         self.fence = run.fence
         self._log = run.log
         self._tail = Tail(0, 0, "", ())
-        self._usage = Usage()
+        self._usage = Usage(prompt=run.prompt.tokens)  # until the engine has read it again
         self._buffer = Buffer()
         self._news = asyncio.Event()  # something is in the buffer, or somebody wants an end
         self._read: tuple[int, str] | None = None  # of the prompt; not stored yet
@@ -227,14 +231,15 @@ class Drive:
                         return
                     await self._news.wait()
                     self._news.clear()
-        if self._buffer.token_ids or self._buffer.ended or self._cancelled or self._handing_over:
+        wants_an_end = self._buffer.ended or self._cancelled or self._handing_over
+        if wants_an_end or not self._buffer.is_empty:
             self._news.set()
 
     async def _flush(self, buffer: Buffer) -> None:
         if buffer.restarts:
             self._tail = await in_database(self._log.restart, self.fence)
             self._generation.inherited_tokens = 0
-        if not (buffer.text or buffer.token_ids):
+        if buffer.is_empty:
             return
         tail, ids = self._tail, tuple(buffer.token_ids)
         read, self._read = self._read, None

@@ -234,6 +234,9 @@ class Prompt(models.Model):
     summary = models.TextField(
         blank=True, help_text="The message that stands for those that did not fit"
     )
+    common = models.PositiveSmallIntegerField(
+        default=0, help_text="Messages at the beginning that are the same for everybody"
+    )
     tokens = models.PositiveIntegerField(default=0, help_text="Of the prompt as evaluated")
     sha256 = models.CharField(
         max_length=64, blank=True, help_text="Of these tokens; a takeover must find the same"
@@ -266,7 +269,9 @@ class Prompt(models.Model):
         """For an engine: the whole answer, with what this run inherited of it."""
         sampling = self.sampling
         longest = sampling.max_tokens + self.generation.inherited_tokens
-        return Request(fitted.turns, replace(sampling, max_tokens=longest), **fields)
+        common = 0 if fitted.left_out else self.common
+        sampling = replace(sampling, max_tokens=longest)
+        return Request(fitted.turns, sampling, common=common, **fields)
 
 
 class Chunk(models.Model):

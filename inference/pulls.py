@@ -6,12 +6,12 @@ from pathlib import Path
 
 from django.conf import settings
 
+from inference.audit import By
 from inference.download import Advance
 from inference.engines.trial import prove
 from inference.hashes import sha256_of
 from inference.model_files import Wanted, fetch
 from inference.models import Model, Release
-from inference.releases import By
 from inference.sources import LocalFile, ModelFileError, Source, file_name, parse
 
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
@@ -56,8 +56,7 @@ class Pull:
     def run(self, download: Advance, unpack: Advance, by: By) -> Release:
         """Raises ModelFileError, and EngineError for a file that is broken."""
         sha256 = self._file_in_place() or self._fetch(download, unpack)
-        defaults = {"title": self.title}
-        model, _ = Model.objects.get_or_create(slug=self.slug, defaults=defaults)
+        model = Model.named(self.slug, title=self.title)
         return model.add_release(self.path, by, sha256=sha256, context_tokens=self.context_tokens)
 
     def _file_in_place(self) -> str:

@@ -11,8 +11,8 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import F, Q, QuerySet
-from django.db.models.functions import Greatest, Now
+from django.db.models import F, Q, QuerySet, Value
+from django.db.models.functions import Greatest, Now, Replace
 
 from inference import doorbell
 from inference.database import now_sql
@@ -51,10 +51,11 @@ class GenerationQuerySet(QuerySet["Generation"]):
             # Ends in a transaction of its own: one that cannot be ended holds up no other.
             run.log.end_unclaimed("failed", reason)
 
-    def move_unstarted(self, release: "Release") -> None:
-        """Those that no worker has begun are answered by another release of their model."""
-        moved = self.filter(status="queued", fence=0, inherited_tokens=0)
-        if moved.update(release=release, arm=str(release)):
+    def move_unstarted(self, former: "Release", release: "Release") -> None:
+        """Those of `former` that no worker has begun are answered by another of its model."""
+        moved = self.filter(release=former, status="queued", fence=0, inherited_tokens=0)
+        arm = Replace(F("arm"), Value(str(former)), Value(str(release)))
+        if moved.update(release=release, arm=arm):
             doorbell.ring("work")
 
     def in_queue_order(self) -> "GenerationQuerySet":
@@ -68,6 +69,7 @@ class GenerationQuerySet(QuerySet["Generation"]):
         messages: list[dict[str, str]],
         parameters: dict[str, Any] | None = None,
         left_out_before: int = 0,
+        common: int = 0,
         lengthens: "Generation | None" = None,
         **fields: Any,
     ) -> "Generation":
@@ -87,6 +89,7 @@ class GenerationQuerySet(QuerySet["Generation"]):
                 messages=messages,
                 parameters=release.sampling_for(parameters or {}),
                 left_out_before=left_out_before,
+                common=common,
                 summary=lengthens.prompt.summary if lengthens else "",
             )
             if lengthens:

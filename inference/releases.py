@@ -1,11 +1,10 @@
 """Models people can pick, their releases, and who put which release live when."""
 
-import getpass
 import secrets
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -14,18 +13,15 @@ from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
 
 from inference import router
-from inference.audit import ReleaseEvent
+from inference.audit import By, ReleaseEvent
 from inference.engines.base import RequestRefused, Sampling
 from inference.gguf import read_header
 from inference.hashes import sha256_of
 
 if TYPE_CHECKING:
-    from accounts.models import User
     from inference.engines.backends import Backend as Server
 
 WARM = timedelta(minutes=15)
-By: TypeAlias = "User | str"
-"""Who does something to a release: a person, or the name of a command."""
 
 
 class ReleaseError(Exception):
@@ -52,6 +48,20 @@ class Model(models.Model):
 
         if Alias.objects.filter(slug=self.slug).exists():
             raise ValidationError({"slug": "An alias has this name."})
+
+    @classmethod
+    def named(cls, slug: str, **defaults: str) -> "Model":
+        """The model of this name, made if there is none. Raises ReleaseError for an alias's."""
+        try:
+            return cls.objects.get(slug=slug)
+        except cls.DoesNotExist:
+            model = cls(slug=slug, **{"title": slug, **defaults})
+        try:
+            model.clean_fields()
+            model.clean()
+        except ValidationError as error:
+            raise ReleaseError(f"{slug}: {' '.join(error.messages)}") from error
+        return cls.objects.get_or_create(slug=slug, defaults={"title": slug, **defaults})[0]
 
     def live_release(self) -> "Release | None":
         return self.releases.filter(state=Release.State.LIVE).first()
@@ -183,6 +193,9 @@ class Release(models.Model):
     weights_sha256 = models.CharField(max_length=64, blank=True)
     weights_bytes = models.PositiveBigIntegerField(default=0)
     template_sha256 = models.CharField(max_length=64, blank=True, help_text="Of the chat template")
+    served_model = models.CharField(
+        max_length=200, blank=True, help_text="What its servers call it (engine upstream)"
+    )
     context_tokens = models.PositiveIntegerField()
     parameters = models.JSONField(default=dict, blank=True, help_text="Sampling defaults")
     price_input = models.DecimalField(max_digits=12, decimal_places=6, default=0)
@@ -326,7 +339,9 @@ class Release(models.Model):
     def found_broken(self, reason: str) -> None:
         """No worker can load it: people get what it replaced, and its runs do not wait in vain.
 
-        With nothing to go back to it stays as it is; whoever runs the site has to act.
+        That is for a release that never was loaded, or whose file is another one by now. What
+        did load before is tried again and again: the machine may lack memory, or a disk. With
+        nothing to go back to it stays as it is as well; whoever runs the site has to act.
         """
         from inference.models import Generation, Worker
 
@@ -334,22 +349,37 @@ class Release(models.Model):
             return  # elsewhere it loads: the fault is this machine's
         self._set(warm_until=None)
         self.note(ReleaseEvent.Action.BREAK, "worker", from_state=self.state, note=reason[:300])
+        if not self.is_beyond_use:
+            return
         runs = Generation.objects.filter(release=self)
-        if self.state != self.State.LIVE:
-            runs.fail_unheld("The model that was to write this could not be loaded.")
+        former = self.replaced() if self.state == self.State.LIVE else None
+        if former and former.state != self.State.RETIRED and not former.is_beyond_use:
+            self.model.roll_back("worker")
+            Generation.objects.move_unstarted(self, former)
+        elif self.state == self.State.LIVE:
             return
-        try:
-            former = self.model.roll_back("worker")
-        except ReleaseError:
-            return
-        runs.move_unstarted(former)
-        runs.fail_unheld("The model that was writing this could not be loaded.")
+        if self.is_pinned:
+            self.retire("worker")  # an alias would go on sending its people here
+        runs.fail_unheld("The model that was to write this could not be loaded.")
+
+    @property
+    def is_beyond_use(self) -> bool:
+        """Whether it failed to load and never did, or has another file than it was made of."""
+        path = self.weights_path
+        if self.weights_file and path.exists() and sha256_of(path) != self.weights_sha256:
+            return True
+        return not self.engine_build and bool(self.last_fault())
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether an alias names this very release."""
+        from inference.aliases import AliasArm
+
+        return AliasArm.objects.filter(release=self).exists()
 
     def note(self, action: str, by: By, **facts: Any) -> None:
         """Write the audit trail."""
-        who = f"{by} ({_login()})" if isinstance(by, str) else by.get_username()
-        user = None if isinstance(by, str) else by
-        self.events.create(action=action, by=who, user=user, **facts)
+        ReleaseEvent.record(self, action, by, **facts)
 
     def _set(self, **values: Any) -> None:
         type(self).objects.filter(pk=self.pk).update(**values)
@@ -367,10 +397,3 @@ LEARNT = ("engine_build", "template_sha256")  # empty until a worker has loaded 
 def _refuse_frozen(names: Any) -> None:
     if changed := sorted(set(names) & {*FROZEN, "model"}):
         raise ReleaseError(f"A release never changes: {', '.join(changed)}. Make another one.")
-
-
-def _login() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        return "unknown"

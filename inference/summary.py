@@ -33,7 +33,9 @@ async def fit_summarised(
             return None
         begin = int(turns[0].role == "system")
         asked = await _asked(engine, turns[begin : begin + planned.left_out], tokens)
-        text, spent = await _written(engine, Request(asked, _sampling(tokens), scope=scope))
+        text, spent = await _written(
+            engine, Request(asked, _sampling(tokens), scope=scope, common=1)
+        )
         if not text:
             return None
         fitted = await fit(engine, turns, answer_tokens, inherited, MESSAGE.format(text))

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from uuid import UUID
 
 from django.conf import settings
@@ -20,6 +21,11 @@ from inference.database import in_database
 from inference.engines.base import Engine, EngineError
 from inference.models import Release, Worker
 from inference.runner import Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from inference.engines.backends import Backend
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +71,15 @@ def build_engine(release: Release) -> Engine:
     raise EngineError(f"{release} needs the engine {release.engine!r}, which this site lacks.")
 
 
+@runtime_checkable
+class UsesServers(Engine, Protocol):
+    """An engine whose servers come and go."""
+
+    def use(self, backends: "Iterable[Backend]") -> None: ...
+
+    def troubles(self) -> dict[str, str]: ...
+
+
 class WorkerProcess:
     def __init__(self, release: Release, boot_id: UUID) -> None:
         self._release = release
@@ -82,8 +97,7 @@ class WorkerProcess:
         """
         await in_database(self._register)
         self._listen_for_the_end()
-        started = time.monotonic()
-        await self._load()
+        seconds = await self._load()
         gc.collect()
         gc.freeze()  # what is loaded now stays; the collector need not look at it again
         sys.setswitchinterval(SWITCH_SECONDS)
@@ -92,9 +106,10 @@ class WorkerProcess:
             percent_loaded=100,
             slots=self._slots(),
             engine_build=self._engine.fingerprint()[:400],
-            load_seconds=round(time.monotonic() - started, 3),
+            load_seconds=round(seconds, 3),
         )
-        await in_database(self._release.learn, self._engine.fingerprint())
+        if self._slots():  # a server that is not there has told nothing yet
+            await in_database(self._release.learn, self._engine.fingerprint())
         looking = asyncio.create_task(self._stop_when_unwanted())
         following = asyncio.create_task(self._follow_servers())
         running = asyncio.create_task(self._runner.run())
@@ -123,11 +138,14 @@ class WorkerProcess:
                     log.info("Nothing needs this release any more; its worker ends.")
                     self._stop.set()
 
-    async def _load(self) -> None:
+    async def _load(self) -> float:
+        """Seconds it took, without the trial load of a file that is new here."""
         reporter = asyncio.create_task(self._report_progress())
         try:
             await asyncio.to_thread(self._release.examine)
+            started = time.monotonic()
             await self._engine.start(self._progress)
+            return time.monotonic() - started
         finally:
             reporter.cancel()
 
@@ -140,16 +158,27 @@ class WorkerProcess:
             await asyncio.sleep(PROGRESS_SECONDS)
 
     async def _follow_servers(self) -> None:
-        """Take up what staff change about the servers, and tell how many answers they offer."""
-        slots = self._slots()
-        while self._release.engine == "upstream":
-            await asyncio.sleep(FOLLOW_SECONDS)
+        """Take up what staff change about the servers, and tell how they are doing."""
+        told: object = None
+        while isinstance(self._engine, UsesServers):
             with contextlib.suppress(DatabaseError):  # looked at again in a moment
-                servers = await in_database(self._release.servers)
-                self._engine.use(servers)  # type: ignore[attr-defined]
-                if slots != self._slots():
-                    slots = self._slots()
-                    await self._set(slots=slots)
+                self._engine.use(await in_database(self._release.servers))
+                now = (self._slots(), self._engine.fingerprint(), self._engine.troubles())
+                if now != told:
+                    await self._tell_servers(*now)
+                    told = now
+            await asyncio.sleep(FOLLOW_SECONDS)
+
+    async def _tell_servers(self, slots: int, build: str, troubles: dict[str, str]) -> None:
+        await self._set(slots=slots, engine_build=build[:400])
+        if slots:
+            await in_database(self._release.learn, build)
+        for server in await in_database(lambda: list(self._release.backends.all())):
+            trouble = troubles.get(server.name, "")[:300]
+            if trouble != server.trouble:
+                server.trouble = trouble
+                await in_database(server.save, update_fields=["trouble"])
+                log.log(*_spoken(server.name, trouble))
 
     def _slots(self) -> int:
         return self._engine.capacity().slots
@@ -180,3 +209,9 @@ class WorkerProcess:
             os.close(descriptor)
         if not self._stop.is_set():
             self._stop.set()
+
+
+def _spoken(server: str, trouble: str) -> tuple[int, str]:
+    if trouble:
+        return logging.WARNING, f"The server {server} is not used: {trouble}"
+    return logging.INFO, f"The server {server} is used."

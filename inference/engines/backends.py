@@ -32,6 +32,7 @@ IDLE_SECONDS = 5.0
 SHORTEST_BREAK, LONGEST_BREAK = 1.0, 30.0
 SHORTEST_PAUSE = 0.5
 SCOPES = 10_000  # that are remembered for the server they were on
+_draws = random.Random()
 CLEARLY_BUSIER = 0.5  # of a server's slots
 
 
@@ -62,6 +63,7 @@ class Peer:
         self.open_until = 0.0
         self.rests_until = 0.0
         self.heard_at = 0.0
+        self.trouble = ""  # why it is not used now, in a sentence
 
     @property
     def is_open(self) -> bool:
@@ -91,25 +93,31 @@ class Peer:
         )  # fmt: skip
 
     async def describe(self) -> Found:
+        """What the server is. Raises EngineError for one that runs another model than ours."""
         if self.found is None or not self.is_described:
-            self.found = await self.flavour.describe()
-            self.is_described = True
+            # What is remembered of the server before may not be true of it any more.
+            flavour = FLAVOURS[self.backend.kind](self._server, self.backend.model)
+            found = await flavour.describe()
+            if self.backend.model and found.model != self.backend.model:
+                raise EngineError(f"The server runs {found.model}, not {self.backend.model}.")
+            self.flavour, self.found, self.is_described = flavour, found, True
         return self.found
 
     def worked(self) -> None:
-        self.failures = 0
+        self.failures, self.trouble = 0, ""
         self.heard_at = time.monotonic()
 
     def failed(self, error: EngineError) -> None:
         now = time.monotonic()
         self.heard_at = now
+        self.trouble = str(error)
         if isinstance(error, Unavailable) and error.rest:
             self.rests_until = now + error.rest  # it is there: it only wants to be left alone
             return
         self.failures += 1
         self.is_described = False  # what comes back may be another build
         longest = min(LONGEST_BREAK, SHORTEST_BREAK * 2 ** max(0, self.failures - FAILURES_TO_OPEN))
-        self.open_until = now + longest * random.uniform(0.5, 1)
+        self.open_until = now + longest * _draws.uniform(0.5, 1)
 
     async def look(self) -> None:
         """One health check; what it finds is remembered."""
@@ -191,7 +199,7 @@ class Backends:
             return 0.0
         waits = [peer.rests_until - time.monotonic() for peer in self.peers if not peer.is_open]
         rest = 0.0 if any(peer.is_usable for peer in self.peers) else min(waits, default=0.0)
-        return max(rest, SHORTEST_PAUSE * (1 << failures - 1) * random.uniform(0.5, 1))
+        return max(rest, SHORTEST_PAUSE * (1 << failures - 1) * _draws.uniform(0.5, 1))
 
     # --- health ---------------------------------------------------------------------------
     async def look(self) -> None:
@@ -200,7 +208,7 @@ class Backends:
 
     async def watch(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_SECONDS * random.uniform(0.75, 1.25))
+            await asyncio.sleep(LOOK_SECONDS * _draws.uniform(0.75, 1.25))
             await asyncio.gather(*(peer.look() for peer in self.peers if peer.wants_a_look))
             for peer in [peer for peer in self._leaving if not peer.outstanding]:
                 self._leaving.discard(peer)

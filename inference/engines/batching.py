@@ -132,7 +132,7 @@ class Batcher:
     def _calibrate(self) -> None:
         """In this thread: each one that calls llama.cpp gets helpers of its own from OpenMP, and
         when there are more of them than cores they no longer spin at all."""
-        self._context.seconds(1, CHUNK)  # the first evaluation also prepares memory
+        self._context.seconds(1, 1)  # the first evaluation also brings the weights into memory
         self.step_threads.calibrate(lambda count: self._context.seconds(count, 1))
         self.chunk_threads.calibrate(lambda count: self._context.seconds(count, CHUNK // 4))
 

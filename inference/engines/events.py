@@ -20,20 +20,30 @@ class EventParser:
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
-        self._rest = ""
+        self._begun: list[str] = []  # pieces of the line that has not ended
+        self._held = ""  # a CR at the very end, which may be half of a CR LF
         self._data: list[str] = []
         self._size = 0
 
     def feed(self, data: bytes) -> list[str]:
-        text = self._rest + self._decoder.decode(data)
-        # A CR at the very end may be half of a CR LF.
-        held = "\r" if text.endswith("\r") else ""
-        *lines, rest = _LINE.split(text.removesuffix("\r") if held else text)
-        self._rest = rest + held
-        events = [event for line in lines if (event := self._take(line)) is not None]
-        if self._size + len(self._rest) > MAX_EVENT_CHARACTERS:
-            raise Garbled("sent an event without end")
+        text = self._held + self._decoder.decode(data)
+        self._held = "\r" if text.endswith("\r") else ""
+        first, *others = _LINE.split(text.removesuffix("\r") if self._held else text)
+        self._begin(first)
+        events = []
+        for begun in others:
+            event = self._take("".join(self._begun))
+            events += [] if event is None else [event]
+            self._size -= sum(map(len, self._begun))
+            self._begun = []
+            self._begin(begun)
         return events
+
+    def _begin(self, piece: str) -> None:
+        self._begun.append(piece)
+        self._size += len(piece)
+        if self._size > MAX_EVENT_CHARACTERS:
+            raise Garbled("sent an event without end")
 
     def _take(self, line: str) -> str | None:
         """The event that this line ends, if it ends one with data in it."""
@@ -43,5 +53,5 @@ class EventParser:
         field, _, value = line.partition(":")
         if field == "data":
             self._data.append(value.removeprefix(" "))
-            self._size += len(value)
+            self._size += len(value) + 1
         return None

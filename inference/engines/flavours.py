@@ -65,6 +65,7 @@ class Piece:
 
     finish: once, last. ends_with_mark: the token before, which had no text, only ends answers.
     usage: this order's own numbers, as far as the server tells.
+    is_progress: it has no text yet, but the server is getting on.
     """
 
     text: str = ""
@@ -72,6 +73,7 @@ class Piece:
     finish: FinishReason | None = None
     ends_with_mark: bool = False
     usage: Usage | None = None
+    is_progress: bool = False
 
 
 class Flavour(Protocol):

@@ -8,6 +8,7 @@ digits. What it could not promise is refused by name.
 import json
 from collections.abc import Callable, Mapping, Sequence, Set
 from fractions import Fraction
+from functools import lru_cache
 from math import ceil, floor, inf
 from typing import Any
 
@@ -33,6 +34,9 @@ LENGTH = 32_768
 SUBSCHEMAS = 2_000
 LEVELS = 48  # of schemas in schemas, references followed
 COUNT = 1_000_000  # highest length that can be asked for
+WORD = 1000  # bytes: what is left of a word is kept for every byte of it that was read
+ROUNDS = 64  # each looks at all values once
+KEPT = 256  # schemas that were looked at
 ANNOTATIONS = {
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
     "format", "$schema", "$id", "$comment", "$defs", "definitions",
@@ -64,7 +68,12 @@ def canonical(schema: object) -> str:
 
     Raises Unsupported for what is no JSON schema, or one that cannot be kept to.
     """
-    text = _dumped(_loaded(schema) if isinstance(schema, str) else schema)
+    return _checked(_dumped(_loaded(schema) if isinstance(schema, str) else schema))
+
+
+@lru_cache(KEPT)
+def _checked(text: str) -> str:
+    """Looked at once, though every copy of a request's sampling asks for it."""
     reading(text)
     return text
 
@@ -116,13 +125,15 @@ class _Reader:
             raise Unsupported("nothing can fit it, or only what nests too deeply")
 
     def _find_depths(self) -> None:
-        changed = True
-        while changed:  # twice, but for recursive schemas: inner values are looked at first
+        for _ in range(ROUNDS):  # twice, but for references: inner values are looked at first
             changed = False
             for value in reversed(self._values):
                 depth = value.least_depth()
                 changed |= depth != value.depth
                 value.depth = depth
+            if not changed:
+                return
+        raise Unsupported("its references lead on for too long")
 
     def _note(self, *values: Value) -> None:
         self._values.extend(values)
@@ -197,6 +208,8 @@ class _Reader:
         if "type" in schema:
             types = _types(schema)
             values = [value for value in values if any(_is(value, name) for name in types)]
+        for value in values:
+            _word(value)
         literals = Literals(values)
         self._note(literals)
         return literals
@@ -260,10 +273,18 @@ class _Reader:
         value = Object()
         self._note(value)
         value.properties = [
-            Property(json_bytes(name) + b":", self._value(each), name in required)
+            Property(_word(name) + b":", self._value(each), name in required)
             for name, each in properties.items()
         ]
         return value
+
+
+def _word(value: Any) -> bytes:
+    """A text that is to be written as it is."""
+    written = json_bytes(value)
+    if len(written) > WORD:
+        raise Unsupported(f"a const, enum or name in it is longer than {WORD} bytes")
+    return written
 
 
 def _list(schema: Schema, keyword: str) -> Sequence[Any]:

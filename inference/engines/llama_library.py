@@ -3,8 +3,10 @@
 import ctypes
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +22,11 @@ import numpy as np
 
 from inference.engines.base import EngineError
 from inference.engines.sampler import Logits
-from inference.engines.template import Segment
+from inference.engines.template import Segment, looks_like_control
 
 ABORTED = 2
+USER_DEFINED = library.LLAMA_TOKEN_ATTR_USER_DEFINED
+STACK_BYTES = 512 << 20  # reserved, and used only as far as a text needs it
 MAGIC = b"GGUF"
 
 
@@ -82,17 +86,38 @@ class Weights:
         self.vocabulary = library.llama_model_get_vocab(self.handle)
         self.size = library.llama_vocab_n_tokens(self.vocabulary)
         self.trained_context = library.llama_model_n_ctx_train(self.handle)
+        self._control_names: dict[int, str] = {}
+        self._reader = _with_stack()
 
     def tokenize(self, segments: Sequence[Segment]) -> list[int]:
+        return self._reader.submit(self._tokens, segments).result()
+
+    def _tokens(self, segments: Sequence[Segment]) -> list[int]:
         tokens: list[int] = []
         if library.llama_vocab_get_add_bos(self.vocabulary):
             tokens.append(library.llama_vocab_bos(self.vocabulary))
         for segment in segments:
-            tokens.extend(self._tokenize(segment.text.encode(), segment.trusted))
+            tokens.extend(self._tokens_of(segment))
         return tokens[1:] if tokens[:1] == tokens[1:2] == [self._bos()] else tokens
 
     def _bos(self) -> int:
         return int(library.llama_vocab_bos(self.vocabulary))
+
+    def _tokens_of(self, segment: Segment) -> list[int]:
+        tokens = self._tokenize(segment.text.encode(), segment.trusted)
+        for token in () if segment.trusted else set(tokens):
+            name = self._control_name(token)
+            if name and name in segment.text:
+                return [it for piece in segment.broken_up(name) for it in self._tokens_of(piece)]
+        return tokens
+
+    def _control_name(self, token: int) -> str:
+        """Of a control token that llama.cpp finds in any text, because it is "user-defined"."""
+        if token not in self._control_names:
+            kind = library.llama_vocab_get_attr(self.vocabulary, token)
+            name = self.special_text(token) if kind & USER_DEFINED else ""
+            self._control_names[token] = name if looks_like_control(name) else ""
+        return self._control_names[token]
 
     def _tokenize(self, text: bytes, special: bool) -> list[int]:
         room = len(text) + 8
@@ -119,7 +144,20 @@ class Weights:
         return source.decode(errors="replace") if source else ""
 
     def free(self) -> None:
+        self._reader.shutdown()
         library.llama_model_free(self.handle)
+
+
+def _with_stack() -> ThreadPoolExecutor:
+    """A thread that llama.cpp may cut texts in: its regular expressions call themselves for each
+    character of a run, and 30,000 times one letter is more than a usual stack holds."""
+    usual = threading.stack_size(STACK_BYTES)
+    try:
+        reader = ThreadPoolExecutor(1, "tokens")
+        reader.submit(int).result()  # so that the thread is made now
+    finally:
+        threading.stack_size(usual)
+    return reader
 
 
 def _check_header(path: Path) -> None:
@@ -151,9 +189,7 @@ class Context:
         parameters.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
         parameters.kv_unified = False
         self.abort = AbortFlag()
-        self.handle: Any = library.llama_init_from_model(weights.handle, parameters)
-        if not self.handle:
-            raise EngineError("Not enough memory for the model's context; lower CONTEXT_TOKENS.")
+        self.handle: Any = _started(weights, parameters)
         library.llama_set_abort_callback(self.handle, self.abort.callback, self.abort.data)
         self._memory = library.llama_get_memory(self.handle)
         self._batch = library.llama_batch_init(batch, 0, 1)
@@ -207,6 +243,15 @@ class Context:
     def free(self) -> None:
         library.llama_batch_free(self._batch)
         library.llama_free(self.handle)
+
+
+def _started(weights: Weights, parameters: Any) -> Any:
+    """A context with keys in eight bits, which a step reads faster (docs/architecture.md)."""
+    for kind in (library.GGML_TYPE_Q8_0, library.GGML_TYPE_F16):  # not every model's keys fit
+        parameters.type_k = kind
+        if handle := library.llama_init_from_model(weights.handle, parameters):
+            return handle
+    raise EngineError("Not enough memory for the model's context; lower CONTEXT_TOKENS.")
 
 
 def build() -> str:

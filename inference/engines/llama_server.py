@@ -6,7 +6,7 @@ from contextlib import aclosing
 from pathlib import PurePath
 from typing import Any
 
-from inference.engines.base import FinishReason, Turn, Usage
+from inference.engines.base import FinishReason, Turn
 from inference.engines.flavours import (
     FIRST_SECONDS,
     NEXT_SECONDS,
@@ -18,7 +18,7 @@ from inference.engines.flavours import (
     expect,
     ids_in,
 )
-from inference.engines.template import ChatTemplate, Segment
+from inference.engines.template import ChatTemplate, Segment, looks_like_control
 
 PROGRESS = "prompt_progress"
 
@@ -49,7 +49,22 @@ class LlamaServer(WithIds):
         return Prompt(tuple(turns), tuple(ids), len(ids))
 
     async def tokenize(self, segment: Segment) -> tuple[int, ...]:
-        return await self._tokens(segment.text, parse_special=segment.trusted)
+        if segment.trusted:
+            return await self._tokens(segment.text, parse_special=True)
+        ids, names = await self._named_tokens(segment.text)
+        for name in filter(looks_like_control, names):
+            if name in segment.text:
+                return tuple(await self.ids_of(segment.broken_up(name)))
+        return ids
+
+    async def _named_tokens(self, text: str) -> tuple[tuple[int, ...], list[str]]:
+        """Some control tokens are "user-defined", which are found in any text."""
+        body = {"content": text, "parse_special": False, "with_pieces": True}
+        answer = await self._server.post("/tokenize", body)
+        tokens = [expect(dict, token) for token in expect(list, answer.get("tokens"))]
+        ids = tuple(expect(int, token.get("id")) for token in tokens)
+        # Bytes that are no whole character come as a list of numbers.
+        return ids, [str(token.get("piece")) for token in tokens]
 
     async def _tokens(
         self, text: str, *, parse_special: bool = False, add_special: bool = False
@@ -62,13 +77,16 @@ class LlamaServer(WithIds):
         return expect(str, answer.get("content"))
 
     async def write(self, order: Order) -> AsyncGenerator[Piece, None]:
-        told, last = 0, Piece()
+        told, last, read = 0, Piece(), -1
         stream = self._server.stream(
             "/completion", _body(order), FIRST_SECONDS, NEXT_SECONDS, prelude=PROGRESS
         )
         async with aclosing(stream) as events:
             async for event in events:
                 if PROGRESS in event:
+                    done = expect(int, expect(dict, event[PROGRESS]).get("processed", 0))
+                    yield Piece(is_progress=done > read)
+                    read = max(read, done)
                     continue
                 made = expect(int, event.get("tokens_predicted"))
                 if event.get("stop"):
@@ -114,9 +132,6 @@ def _body(order: Order) -> dict[str, Any]:
 def _end(event: dict[str, Any], mark_was_told: bool) -> Piece:
     is_end = event.get("stop_type") == "eos"
     at_limit: FinishReason = "context" if event.get("truncated") else "length"
-    timings = expect(dict, event.get("timings", {}))
-    return Piece(
-        finish="end" if is_end else at_limit,
-        ends_with_mark=is_end and mark_was_told,
-        usage=Usage(cached=expect(int, timings.get("cache_n", 0))),
-    )
+    # How much of the prompt it knew is not passed on: everybody shares its cache, so that would
+    # tell what others have asked.
+    return Piece(finish="end" if is_end else at_limit, ends_with_mark=is_end and mark_was_told)

@@ -58,7 +58,8 @@ class OpenAI(Common):
                 for choice in choices_in(event):
                     finish = choice.get("finish_reason") or finish
                     delta = expect(dict, choice.get("delta") or {})
-                    yield Piece(expect(str, delta.get("content") or ""))
+                    thinks = bool(delta.get("reasoning_content") or delta.get("reasoning"))
+                    yield Piece(expect(str, delta.get("content") or ""), is_progress=thinks)
         if finish:
             yield Piece(finish=finish_of(finish), usage=usage)
 

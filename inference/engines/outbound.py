@@ -20,6 +20,7 @@ import httpx
 
 from inference.engines.base import EngineError, RequestRefused
 from inference.engines.events import EventParser, Garbled
+from inference.engines.text import storable
 
 T = TypeVar("T")
 CONNECT_SECONDS = 3.0
@@ -77,7 +78,9 @@ class Server:
         self._key = key
         self._client = httpx.AsyncClient(
             base_url=url.rstrip("/").removesuffix("/v1"),
-            headers={"authorization": f"Bearer {key}"} if key else {},
+            # A few compressed bytes can be a gigabyte: none are asked for, none are taken.
+            headers={"accept-encoding": "identity"}
+            | ({"authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
             verify=_certificates() if url.startswith("https") else False,
@@ -188,6 +191,8 @@ class Server:
     async def _check(self, response: httpx.Response) -> None:
         """Raise what a status other than 200 means."""
         status = response.status_code
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise Unavailable(f"The model's server {self._name} sent something compressed.")
         if status == httpx.codes.OK:
             return
         if status in (401, 403):
@@ -215,7 +220,7 @@ class Server:
             if isinstance(said, dict) and said.get(name):
                 said = said[name]
         words = " ".join(said.split()).rstrip(".") if isinstance(said, str) else ""
-        words = words.replace(self._key, "…") if self._key else words
+        words = storable(words.replace(self._key, "…") if self._key else words)
         return f": {words[:MAX_QUOTED]}" if words else ""
 
 

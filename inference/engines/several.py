@@ -26,8 +26,8 @@ async def several(
 ) -> AsyncGenerator[tuple[int, Delta], None]:
     """The deltas of `n` answers as they come, each with its answer's index.
 
-    Closing this closes all; so does an error of one. Raises RequestRefused and what the
-    engine raises.
+    The first evaluates the prompt; the others begin with its first token and reuse it. Closing
+    this closes all; so does an error of one. Raises RequestRefused and what the engine raises.
     """
     if type(n) is not int or not 1 <= n <= MOST:
         raise RequestRefused(f"n must be a whole number from 1 to {MOST}.")
@@ -35,13 +35,13 @@ async def several(
     sampling = request.sampling
     seeds = [seed_of(sampling.seed, index) for index in range(n)]
     requests = [replace(request, sampling=replace(sampling, seed=seed)) for seed in seeds]
-    tasks = [
-        asyncio.create_task(_pump(engine, each, index, queue))
-        for index, each in enumerate(requests)
-    ]
+    tasks = [asyncio.create_task(_pump(engine, requests[0], 0, queue))]
     try:
         while n:
             item = await queue.get()
+            if len(tasks) < len(requests) and _has_begun(item):
+                rest = list(enumerate(requests))[1:]
+                tasks += [asyncio.create_task(_pump(engine, it, i, queue)) for i, it in rest]
             if isinstance(item, Exception):
                 raise item
             if item is None:
@@ -52,6 +52,11 @@ async def several(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _has_begun(item: Item) -> bool:
+    """Whether the prompt has been evaluated; an answer that ends at once has no token."""
+    return item is None or (isinstance(item, tuple) and bool(item[1].token_ids or item[1].text))
 
 
 async def _pump(engine: Engine, request: Request, index: int, queue: asyncio.Queue[Item]) -> None:

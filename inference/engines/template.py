@@ -28,6 +28,8 @@ RENDERER = Path(__file__).with_name("renderer.py")
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # and nothing else: no secrets
 WAIT_SECONDS = 10.0  # by the clock; the child's own second is of processor time
 LAYOUTS = 256
+MOST_REPEATED = 4  # of one message in a prompt: a template must not multiply what people wrote
+MOST_NAMES = 200  # of one control token in one text; each is taken apart
 MAX_ANSWER_BYTES = 8 * MAX_OUTPUT_CHARACTERS
 
 Layout = tuple[str | int, ...]
@@ -41,6 +43,45 @@ class Segment:
     text: str
     trusted: bool
 
+    def broken_up(self, name: str) -> "list[Segment]":
+        """Pieces of which none holds this token's name whole: other tokens spell it.
+
+        Raises RequestRefused where that would be too many.
+        """
+        first, *rest = self.text.split(name)
+        if len(rest) > MOST_NAMES:
+            raise RequestRefused(f"The text has {name} in it more than {MOST_NAMES} times.")
+        pieces = [first + name[0], *(name[1:] + part + name[0] for part in rest)]
+        pieces[-1] = pieces[-1][:-1]
+        return [Segment(piece, trusted=False) for piece in pieces if piece]
+
+
+def looks_like_control(name: object) -> bool:
+    return isinstance(name, str) and len(name) > 2 and name[0] + name[-1] in ("<>", "[]")
+
+
+# --- layouts ------------------------------------------------------------------------------
+def marks_for(roles: Sequence[str]) -> dict[str, int]:
+    """A mark that nobody can guess for each turn's content, with the turn's number."""
+    return {f"\ue000{secrets.token_hex(8)}\ue001": number for number in range(len(roles))}
+
+
+def layout_of(text: str, marks: dict[str, int]) -> Layout:
+    """The marks found again. Raises EngineError for contents that come again and again."""
+    if any(text.count(mark) > MOST_REPEATED for mark in marks):
+        raise EngineError(f"The chat template repeats a message over {MOST_REPEATED} times.")
+    pieces = re.split("(\ue000[0-9a-f]{16}\ue001)", text)
+    return tuple(marks.get(piece, piece) for piece in pieces if piece)
+
+
+def filled(layout: Layout, turns: Sequence[Turn]) -> list[Segment]:
+    """A layout with the contents in place."""
+    pieces = [
+        Segment(piece, True) if isinstance(piece, str) else Segment(turns[piece].content, False)
+        for piece in layout
+    ]
+    return [piece for piece in pieces if piece.text]
+
 
 class ChatTemplate:
     """Raises EngineError for a template that is broken or takes too much."""
@@ -53,12 +94,7 @@ class ChatTemplate:
 
     def segments(self, turns: Sequence[Turn]) -> list[Segment]:
         """The prompt these turns make, cut into the template's own text and people's."""
-        layout = self._layout(tuple(turn.role for turn in turns))
-        pieces = [
-            Segment(piece, True) if isinstance(piece, str) else Segment(turns[piece].content, False)
-            for piece in layout
-        ]
-        return [piece for piece in pieces if piece.text]
+        return filled(self._layout(tuple(turn.role for turn in turns)), turns)
 
 
 class Renderer:
@@ -72,7 +108,7 @@ class Renderer:
 
     def layout(self, roles: tuple[str, ...]) -> Layout:
         """The template gets a random mark in place of each content, found again in its text."""
-        marks = {f"\ue000{secrets.token_hex(8)}\ue001": number for number in range(len(roles))}
+        marks = marks_for(roles)
         answer = self._ask({"roles": roles, "marks": list(marks)})
         if "refused" in answer:
             raise RequestRefused(
@@ -80,8 +116,7 @@ class Renderer:
             )
         if "text" not in answer:
             raise EngineError(f"The model's chat template failed: {answer.get('error')}")
-        pieces = re.split("(\ue000[0-9a-f]{16}\ue001)", str(answer["text"]))
-        return tuple(marks.get(piece, piece) for piece in pieces if piece)
+        return layout_of(str(answer["text"]), marks)
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         with self._lock:

@@ -19,6 +19,7 @@ class TextAssembler:
         self._stop = tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
+        self._half = ""  # the first half of a surrogate pair; the other may come next
         self.stopped = False
 
     def feed(self, token_id: int) -> str:
@@ -26,19 +27,22 @@ class TextAssembler:
         return self.add(self._decoder.decode(self._piece(token_id)))
 
     def add(self, text: str) -> str:
-        """The same for text that comes as whole characters already."""
-        return "" if self.stopped else self._release(text)
+        """The same for text that comes as whole characters already, or as halves of them."""
+        text, self._half = self._half + text, ""
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        return "" if self.stopped else self._release(storable(text))
 
     def flush(self) -> str:
         """What was still held back, now that nothing more comes."""
         if self.stopped:
             return ""
-        text = self._release(self._decoder.decode(b"", final=True))
+        text = self._release(storable(self._half) + self._decoder.decode(b"", final=True))
         text, self._held = text + self._held, ""
         return "" if self.stopped else text
 
     def _release(self, text: str) -> str:
-        text = _clean(self._held + text)
+        text = self._held + text
         cut = min((at for at in map(text.find, self._stop) if at >= 0), default=-1)
         if cut >= 0:
             self.stopped, self._held = True, ""
@@ -53,9 +57,13 @@ def estimated_tokens(text: str) -> int:
     return -(-len(text.encode()) // 3)
 
 
-def _clean(text: str) -> str:
-    # NUL is the one character PostgreSQL cannot store; no answer means anything by it.
-    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+def storable(text: str) -> str:
+    """Without what a database cannot store: NUL, and halves of surrogate pairs.
+
+    No answer means anything by them. Two halves that belong together become their character.
+    """
+    text = text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _overlap(text: str, stop: str) -> int:

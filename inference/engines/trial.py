@@ -5,6 +5,7 @@ token, under limits on memory and processor time and without the site's environm
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -14,10 +15,11 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from inference.engines.base import EngineError, Request, Sampling, Turn
+from inference.engines.base import EngineError, Request, RequestRefused, Sampling, Turn
 from inference.engines.renderer import limit
 from inference.engines.template import PASSED_ON
 from inference.gguf import read_header
+from inference.hashes import sha256_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT_TOKENS = 2048
@@ -25,12 +27,21 @@ MEMORY_BYTES = 4 << 30  # beside twice the file: weights may be copied into anot
 SECONDS = 120  # and one more for each SLOWEST_BYTES of the file
 SLOWEST_BYTES = 20 << 20
 REFUSED = 3
+RUN = 40_000  # characters
+CONVERSATIONS = (
+    # A template may behave as long as there is one message only.
+    (Turn("system", "Be brief."), Turn("user", "Hello")),
+    (Turn("user", "Hello"), Turn("assistant", "Hello."), Turn("user", "And?")),
+    # Runs of one kind of character are what breaks a vocabulary's regular expressions.
+    *((Turn("user", sign * RUN),) for sign in "a1 !中"),
+)
 
 
 def prove(path: Path, sha256: str, stamps: Path) -> None:
     """Check the file and load it in a child, unless it survived that with this llama.cpp before.
 
-    Raises EngineError. What was survived is remembered in the folder `stamps`.
+    sha256: what its bytes must hash to; "" takes any. Raises EngineError. What was survived is
+    remembered in the folder `stamps`.
     """
     try:
         stamp = stamps / _key(path, sha256)
@@ -39,6 +50,8 @@ def prove(path: Path, sha256: str, stamps: Path) -> None:
             f"The model file {path.name} cannot be read: {error.strerror}."
         ) from error
     if not stamp.exists():
+        if sha256 and sha256_of(path) != sha256:
+            raise EngineError(f"{path.name} is not the file this release was made of.")
         read_header(path)
         _try(path)
         stamps.mkdir(parents=True, exist_ok=True)
@@ -104,6 +117,9 @@ async def _load(path: Path) -> None:
     request = Request((Turn("user", "Hello"),), Sampling(temperature=0, max_tokens=1))
     async for _ in engine.generate(request):
         pass
+    for turns in CONVERSATIONS:
+        with contextlib.suppress(RequestRefused):  # some take no system message
+            await engine.count_tokens(turns)
     await engine.stop()
 
 

@@ -6,6 +6,7 @@ goes on after the tokens that came, so no character is lost or repeated.
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -24,7 +25,7 @@ from inference.engines.base import (
     Turn,
     Usage,
 )
-from inference.engines.flavours import Order, Piece, Prompt
+from inference.engines.flavours import FIRST_SECONDS, NEXT_SECONDS, Order, Piece, Prompt
 from inference.engines.outbound import Unavailable
 from inference.engines.text import TextAssembler, estimated_tokens
 from inference.engines.vectors import check, units
@@ -222,9 +223,15 @@ class UpstreamEngine:
         )
         answer.begins_part()
         held: list[int] = []
+        moved, patience = time.monotonic(), FIRST_SECONDS
         async with aclosing(peer.flavour.write(order)) as pieces:
             async for piece in pieces:
                 held += piece.token_ids
+                if piece.text or piece.token_ids or piece.is_progress:
+                    moved = time.monotonic()
+                    patience = FIRST_SECONDS if piece.is_progress else NEXT_SECONDS
+                elif not piece.finish and time.monotonic() - moved > patience:
+                    raise Unavailable("The model's server talks without saying anything.")
                 if piece.text:
                     # Tokens wait for their text: what breaks off between them is made again.
                     yield answer.add(piece.text, held)
@@ -288,6 +295,10 @@ class UpstreamEngine:
         found = [(peer.backend.kind, peer.found) for peer in self._backends.peers]
         told = {f"{kind} {it.model} {it.build}" if it else kind for kind, it in found}
         return f"upstream {', '.join(sorted(told))}"
+
+    def troubles(self) -> dict[str, str]:
+        """Of every server, by name: why it is not used now, or ""."""
+        return {peer.backend.name: peer.trouble for peer in self._backends.peers}
 
     def seconds_without_progress(self) -> float:
         return 0.0  # every wait for a server has an end of its own

@@ -1,13 +1,12 @@
 """vLLM's server, spoken to in token ids."""
 
 import hashlib
-import re
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from inference.engines.base import Turn
+from inference.engines.base import RequestRefused, Turn
 from inference.engines.flavours import (
     FIRST_SECONDS,
     NEXT_SECONDS,
@@ -23,10 +22,14 @@ from inference.engines.flavours import (
     usage_in,
 )
 from inference.engines.outbound import Server
-from inference.engines.template import Segment
-
-Layout = tuple[str | int, ...]
-"""A prompt without its contents: the template's own text, and the numbers of turns."""
+from inference.engines.template import (
+    Layout,
+    Segment,
+    filled,
+    layout_of,
+    looks_like_control,
+    marks_for,
+)
 
 
 class Vllm(WithIds):
@@ -47,9 +50,10 @@ class Vllm(WithIds):
     async def prompt(self, turns: Sequence[Turn]) -> Prompt:
         layout = await self._layout(tuple(turn.role for turn in turns))
         if layout is None:
+            await self._refuse_control(turns)
             ids = await self._rendered(turns)
         else:
-            ids = tuple(await self.ids_of([_filled(piece, turns) for piece in layout]))
+            ids = tuple(await self.ids_of(filled(layout, turns)))
         return Prompt(tuple(turns), ids, len(ids))
 
     async def _layout(self, roles: tuple[str, ...]) -> Layout | None:
@@ -59,14 +63,12 @@ class Vllm(WithIds):
         guess, and its tokens are turned back into text, which must give the same tokens again.
         """
         if roles not in self._layouts:
-            marks = {f"\ue000{secrets.token_hex(8)}\ue001": number for number in range(len(roles))}
+            marks = marks_for(roles)
             ids = await self._rendered(list(map(Turn, roles, marks)))
             text = await self.text_of(ids)
             is_whole = all(text.count(mark) == 1 for mark in marks)
             is_same = is_whole and (await self._tokens(text))[0] == ids
-            pieces = re.split("(\ue000[0-9a-f]{16}\ue001)", text)
-            layout = tuple(marks.get(piece, piece) for piece in pieces if piece)
-            self._layouts[roles] = layout if is_same else None
+            self._layouts[roles] = layout_of(text, marks) if is_same else None
         return self._layouts[roles]
 
     async def _rendered(self, turns: Sequence[Turn]) -> tuple[int, ...]:
@@ -74,12 +76,19 @@ class Vllm(WithIds):
         body = {"model": self._model, "messages": messages, "add_generation_prompt": True}
         return ids_in((await self._server.post("/tokenize", body)).get("tokens"))
 
+    async def _refuse_control(self, turns: Sequence[Turn]) -> None:
+        """Where contents cannot be told from the template's own text, none may name a token."""
+        for turn in turns:
+            _, names = await self._tokens(turn.content)
+            if any(name in turn.content for name in filter(looks_like_control, names)):
+                raise RequestRefused("This text has a control token of the model in it.")
+
     async def tokenize(self, segment: Segment) -> tuple[int, ...]:
         ids, names = await self._tokens(segment.text)
-        controls = [] if segment.trusted else filter(_looks_like_control, names)
+        controls = [] if segment.trusted else filter(looks_like_control, names)
         for name in controls:
             if name in segment.text:
-                return tuple(await self.ids_of(_broken_up(segment.text, name)))
+                return tuple(await self.ids_of(segment.broken_up(name)))
         return ids
 
     async def _tokens(self, text: str) -> tuple[tuple[int, ...], list[str]]:
@@ -136,22 +145,3 @@ def _body(order: Order, model: str) -> dict[str, Any]:
         "seed": order.seed % 2**63,
         "cache_salt": salt or secrets.token_hex(32),
     }
-
-
-def _filled(piece: str | int, turns: Sequence[Turn]) -> Segment:
-    """A piece of a layout with its content in place."""
-    if isinstance(piece, int):
-        return Segment(turns[piece].content, trusted=False)
-    return Segment(piece, trusted=True)
-
-
-def _looks_like_control(name: object) -> bool:
-    return isinstance(name, str) and len(name) > 2 and name[0] + name[-1] in ("<>", "[]")
-
-
-def _broken_up(text: str, name: str) -> list[Segment]:
-    """Pieces of a text of which none holds this token's name whole: other tokens spell it."""
-    first, *rest = text.split(name)
-    pieces = [first + name[0], *(name[1:] + part + name[0] for part in rest)]
-    pieces[-1] = pieces[-1][:-1]
-    return [Segment(piece, trusted=False) for piece in pieces if piece]

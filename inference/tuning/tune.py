@@ -166,7 +166,9 @@ def _child(title: str, module: str, *words: str | Path, most: float | None) -> s
     if process.returncode == -signal.SIGKILL and most:
         raise EngineError(f"{title} took more than {most:.0f} s.")
     if process.returncode:
-        raise EngineError(f"{title} failed: {errors[-1].rstrip('.') if errors else process.returncode}.")
+        raise EngineError(
+            f"{title} failed: {errors[-1].rstrip('.') if errors else process.returncode}."
+        )
     return last
 
 

@@ -2,8 +2,10 @@
 // same on the first paint.
 
 const WORDS = {
-  queued: ({ position, wait }) =>
-    position ? `Position ${position}${wait ? `, about ${wait} s` : ""}` : "Waiting",
+  queued: ({ away, position, wait }) => {
+    if (away) return "Waiting for the model’s server";
+    return position ? `Position ${position}${wait ? `, about ${wait} s` : ""}` : "Waiting";
+  },
   loading: ({ percent }) => `Loading the model${percent ? `, ${percent} %` : ""}`,
   running: () => "",
   resuming: () => "Going on where it stopped…",

@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from inference.engines.base import BIAS, Engine, EngineError, RequestRefused, Sampling
+from inference.engines.base import (
+    BIAS,
+    Engine,
+    EngineError,
+    Request,
+    RequestRefused,
+    Sampling,
+    Turn,
+)
 from inference.engines.llama_cpp import LlamaCppEngine
 from inference.engines.several import seed_of, several
 from inference.engines.simulated import LACKS, SimulatedEngine
@@ -173,6 +181,16 @@ async def test_several_answers_are_those_of_their_seeds_and_the_first_is_the_req
     assert [tuple(answer) for answer in answers] == [tokens_of(deltas) for deltas in alone]
     assert sorted(finished) == [0, 1, 2]
     assert len(set(map(tuple, answers))) == 3
+
+
+async def test_several_answers_evaluate_their_prompt_once(llama: LlamaCppEngine):
+    long = Request((Turn("user", "One two three. " * 40),), Sampling(max_tokens=4), scope="several")
+    cached: dict[int, int] = {}
+    async for index, delta in several(llama, long, 3):
+        if delta.finish and delta.usage:
+            cached[index] = delta.usage.cached
+    assert cached[0] < 50
+    assert min(cached[1], cached[2]) > 100
 
 
 async def test_closing_several_answers_frees_all_their_slots(engine: Engine):

@@ -12,6 +12,7 @@ import pytest
 from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
 
+from inference.audit import ReleaseEvent
 from inference.backend import Backend
 from inference.database import in_database
 from inference.engines.base import EngineError
@@ -77,7 +78,8 @@ async def test_a_second_server_joins_the_first_and_the_same_again_changes_it():
     [
         (["far", "http://127.0.0.1:9", "vllm"], "cannot be reached"),
         (["far", "ftp://x", "vllm"], "must look like"),
-        (["far", "http://x", "vllm", "--api-key-env", "NOT_SET_AT_ALL"], "NOT_SET_AT_ALL is empty"),
+        (["far", "http://x", "vllm", "--api-key-env", "BACKEND_KEY_X"], "BACKEND_KEY_X is empty"),
+        (["far", "http://x", "vllm", "--api-key-env", "SECRET_KEY"], "begins with BACKEND_KEY_"),
         (["no name", "http://x", "vllm"], "cannot be a name"),
     ],
 )
@@ -87,18 +89,33 @@ def test_what_cannot_be_connected_is_told_in_one_sentence(more: list[str], sente
     assert not Release.objects.exists()
 
 
-@pytest.mark.parametrize(
-    ("kind", "model", "sentence"), [("openai", "m", "another kind"), ("vllm", "x", "run m, this")]
-)
-async def test_a_server_of_another_kind_or_model_does_not_join(
-    kind: str, model: str, sentence: str
-):
-    other = as_vllm(streamed())
-    other.answers["/v1/models"] = said({"data": [{"id": model, "max_model_len": 900}]})
-    async with serving(as_vllm(streamed())), other:
-        with pytest.raises(CommandError, match=sentence):
-            await asyncio.to_thread(_alone, connect, "far", other.url, kind, "--context", "900")
+async def test_a_server_of_another_kind_does_not_join():
+    async with as_vllm(streamed()) as first, as_vllm(streamed()) as other:
+        await asyncio.to_thread(_alone, connect, "far", first.url, "vllm")
+        with pytest.raises(CommandError, match="another kind"):
+            await asyncio.to_thread(_alone, connect, "far", other.url, "openai", "--context", "900")
     assert await in_database(Backend.objects.count) == 1
+
+
+async def test_a_server_with_another_model_is_another_release():
+    other = as_vllm(streamed())
+    other.answers["/v1/models"] = said({"data": [{"id": "x", "max_model_len": 900}]})
+    async with as_vllm(streamed()) as first, other:
+        await asyncio.to_thread(_alone, connect, "far", first.url, "vllm")
+        told = await asyncio.to_thread(_alone, connect, "far", other.url, "vllm")
+    assert "promote far@2" in told
+    releases = await in_database(
+        lambda: list(Release.objects.values_list("served_model", "state", "backends__served_model"))
+    )
+    assert sorted(releases) == [("m", "live", "m"), ("x", "candidate", "x")]
+
+
+async def test_every_server_that_joins_is_in_the_audit_trail():
+    async with as_vllm(streamed()) as server:
+        await asyncio.to_thread(_alone, connect, "far", server.url, "vllm")
+    events = await in_database(lambda: list(ReleaseEvent.objects.values_list("action", "note")))
+    assert [action for action, _ in events] == ["add", "server"]
+    assert server.url in events[1][1]
 
 
 async def test_a_server_for_a_model_of_another_engine_is_a_candidate(release: Release):
@@ -130,9 +147,9 @@ async def test_a_running_worker_takes_up_what_staff_change(monkeypatch: pytest.M
 def test_the_key_is_read_from_the_environment_and_shown_nowhere(
     release: Release, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(os.environ, "FAR_KEY", "sk-secret")
+    monkeypatch.setitem(os.environ, "BACKEND_KEY_FAR", "sk-secret")
     backend = Backend(
-        release=release, name="a", url="http://x", kind="openai", api_key_env="FAR_KEY"
+        release=release, name="a", url="http://x", kind="openai", api_key_env="BACKEND_KEY_FAR"
     )
     assert backend.for_engine().key == "sk-secret"
     assert "sk-secret" not in repr(backend.for_engine())

@@ -99,3 +99,29 @@ async def test_continuing_it_hands_the_engine_its_text_and_bills_only_what_is_ne
     run = await in_database(Generation.objects.get, pk=run.pk)
     assert (run.text, run.completion_tokens) == ("good day", 2)
     assert engine.asked[0].text == "good"
+
+
+async def pausing(request: Request) -> AsyncIterator[Delta]:
+    """The last word comes close behind the first, and the end a long time after."""
+    for word in ("one", " two"):
+        yield Delta(word, usage=Usage(7, 0, 1))
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(30)
+    yield Delta(finish="end", usage=Usage(9, 0, 2))
+
+
+class Quick(Scripted):
+    async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
+        yield Delta(usage=Usage(7), prompt_sha256="7")
+        async for delta in self.script(request):
+            yield delta
+
+
+async def test_text_without_ids_is_shown_without_waiting_for_what_comes_next(
+    alice: User, release: Release
+):
+    async with working(Quick(pausing), release):
+        run = await in_database(ask, alice, release, "Hi")
+        await until(lambda: run.log.text() == "one two")
+        await in_database(Generation.objects.filter(pk=run.pk).cancel)
+        await until(lambda: not Generation.objects.get(pk=run.pk).is_active)

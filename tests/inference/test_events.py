@@ -1,5 +1,6 @@
 """Server-sent events come out whole, however the network cut the bytes."""
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -40,3 +41,20 @@ def test_an_event_without_end_is_given_up():
 @given(st.binary(max_size=200))
 def test_no_bytes_at_all_make_it_fail(data: bytes):
     EventParser().feed(data)
+
+
+def test_a_long_line_in_small_pieces_costs_no_more_than_in_large_ones():
+    parser, piece = EventParser(), b"x" * 100
+    started = time.process_time()
+    parser.feed(b"data: ")
+    for _ in range(10_000):
+        assert parser.feed(piece) == []
+    assert [len(event) for event in parser.feed(b"\n\n")] == [1_000_000]
+    assert time.process_time() - started < 2  # once it took tens of seconds
+
+
+def test_empty_data_lines_count_too():
+    parser = EventParser()
+    with pytest.raises(Garbled):
+        for _ in range(2_000):
+            parser.feed(b"data\n" * 1_000)

@@ -203,6 +203,16 @@ def test_nesting_stops_before_a_reader_of_json_would():
         ('{"const":NaN}', "not JSON"),
         ({"enum": ["\ud800"]}, "surrogate"),
         (["type"], "must be an object"),
+        ({"const": "x" * 2000}, "longer than 1000 bytes"),
+        ({"properties": {"x" * 2000: {}}}, "longer than 1000 bytes"),
+        (
+            {
+                "$defs": {f"a{n}": {"$ref": f"#/$defs/a{n + 1}"} for n in range(300)}
+                | {"a300": {"type": "null"}},
+                "properties": {f"p{n}": {"$ref": f"#/$defs/a{300 - n}"} for n in range(300)},
+            },
+            "lead on for too long|nests",
+        ),
     ],
 )
 def test_a_schema_that_cannot_be_kept_to_is_refused_by_name(schema: Any, why: str):

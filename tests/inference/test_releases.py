@@ -7,10 +7,11 @@ import pytest
 from django.db import IntegrityError, transaction
 
 from accounts.models import User
+from inference.aliases import Alias
 from inference.catalogue import CATALOGUE, register
 from inference.engines.base import EngineError
 from inference.models import Generation, Release, ReleaseEvent, Worker
-from inference.releases import ReleaseError
+from inference.releases import Model, ReleaseError
 from tests.inference.gguf_files import METADATA, gguf
 
 pytestmark = pytest.mark.django_db
@@ -186,6 +187,48 @@ def test_the_only_release_stays_live_and_its_runs_wait(release, alice):
     release.found_broken("no")
     run.refresh_from_db()
     assert (run.status, states(release)) == ("queued", ["live"])
+
+
+def test_a_release_that_did_load_before_is_not_given_up(release, other_release, alice):
+    other_release.learn("llama.cpp 1")
+    other_release.promote("test")
+    run = enqueue(alice, other_release)
+    other_release.found_broken("no memory left")
+    run.refresh_from_db()
+    assert (run.status, states(release)) == ("queued", ["candidate", "live"])
+
+
+def test_two_releases_that_cannot_be_loaded_do_not_take_turns(release, other_release):
+    other_release.promote("test")
+    release.promote("test")
+    release.found_broken("no")
+    other_release.refresh_from_db()
+    assert states(release) == ["candidate", "live"]
+    other_release.found_broken("no")
+    assert states(release) == ["candidate", "live"]
+
+
+def test_an_alias_keeps_its_name_on_runs_that_are_moved(release, other_release, alice):
+    other_release.promote("test")
+    run = enqueue(alice, other_release, arm=f"default/{other_release}")
+    other_release.found_broken("no")
+    run.refresh_from_db()
+    assert run.arm == f"default/{release}"
+
+
+def test_an_alias_sends_nobody_to_a_candidate_that_cannot_be_loaded(release, other_release):
+    alias = Alias.objects.create(slug="default", title="Default")
+    alias.arms.create(model=release.model)
+    alias.arms.create(release=other_release)
+    assert len(Release.objects.arms("default")) == 2
+    other_release.found_broken("no")
+    assert Release.objects.arms("default") == [release]
+
+
+def test_a_model_cannot_take_the_name_of_an_alias(db):
+    Alias.objects.create(slug="default", title="Default")
+    with pytest.raises(ReleaseError, match="An alias has this name"):
+        Model.named("default")
 
 
 def test_a_release_that_loads_elsewhere_is_not_given_up(release, other_release):

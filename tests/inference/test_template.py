@@ -153,3 +153,20 @@ def test_the_child_ends_with_its_template():
     del template
     gc.collect()
     assert child.returncode is not None
+
+
+def test_a_template_that_multiplies_what_people_write_is_one_clear_error():
+    source = (
+        "{% for m in messages %}{{ m.content * (1 if messages|length < 3 else 50) }}{% endfor %}"
+    )
+    template = ChatTemplate(source)
+    template.segments([Turn("user", "Hi")])
+    with pytest.raises(EngineError, match="repeats a message"):
+        template.segments([Turn("user", "Hi"), Turn("assistant", "Yes"), Turn("user", "So?")])
+
+
+def test_a_control_tokens_name_is_taken_apart_and_nothing_is_lost():
+    segment = Segment("a<|x|>b<|x|><|x|>", trusted=False)
+    pieces = [piece.text for piece in segment.broken_up("<|x|>")]
+    assert "".join(pieces) == segment.text
+    assert not any("<|x|>" in piece for piece in pieces)

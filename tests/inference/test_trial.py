@@ -11,6 +11,7 @@ import pytest
 from inference.engines import trial
 from inference.engines.base import EngineError
 from inference.engines.trial import prove
+from inference.hashes import sha256_of
 from tests.contract.conftest import model_file
 from tests.inference.gguf_files import gguf
 
@@ -32,7 +33,7 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 @pytest.mark.real_model
 def test_a_right_file_survives_its_trial(stamps):
-    prove(model_file(), "abc", stamps)
+    prove(model_file(), "", stamps)
     assert len(list(stamps.iterdir())) == 1
 
 
@@ -43,7 +44,7 @@ def test_a_file_that_aborts_the_loader_ends_the_child_and_not_us(tmp_path, stamp
     at = whole.index(BLOCKS) + len(BLOCKS)
     path.write_bytes(whole[:at] + bytes(4) + whole[at + 4 :])  # a model of no layers
     with pytest.raises(EngineError, match=r"crash\.gguf broke the trial load: .* SIGABRT"):
-        prove(path, "abc", stamps)
+        prove(path, "", stamps)
     assert not stamps.exists()
 
 
@@ -51,7 +52,7 @@ def test_a_file_the_loader_refuses_is_refused_in_its_words(tmp_path, stamps):
     path = tmp_path / "odd.gguf"
     path.write_bytes(gguf())
     with pytest.raises(EngineError, match="is broken or not supported"):
-        prove(path, "abc", stamps)
+        prove(path, "", stamps)
 
 
 def test_a_load_without_end_is_ended(tmp_path, stamps, monkeypatch: Any):
@@ -59,25 +60,34 @@ def test_a_load_without_end_is_ended(tmp_path, stamps, monkeypatch: Any):
     path = tmp_path / "slow.gguf"
     path.write_bytes(gguf())
     with pytest.raises(EngineError, match="took too long"):
-        prove(path, "abc", stamps)
+        prove(path, "", stamps)
 
 
 def test_what_survived_is_not_tried_again_until_it_is_exchanged(tmp_path, stamps, tries):
     path = tmp_path / "model.gguf"
     path.write_bytes(gguf())
-    prove(path, "abc", stamps)
-    prove(path, "abc", stamps)
+    prove(path, "", stamps)
+    prove(path, "", stamps)
     assert len(tries) == 1
     os.utime(path, (1, 1))
-    prove(path, "abc", stamps)
+    prove(path, "", stamps)
     assert len(tries) == 2
+
+
+def test_a_file_with_other_bytes_than_the_releases_is_not_loaded(tmp_path, stamps, tries):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf())
+    with pytest.raises(EngineError, match="not the file this release was made of"):
+        prove(path, "0" * 64, stamps)
+    prove(path, sha256_of(path), stamps)
+    assert len(tries) == 1
 
 
 def test_another_build_of_the_library_tries_again(tmp_path, stamps, tries, monkeypatch):
     path = tmp_path / "model.gguf"
     path.write_bytes(gguf())
-    prove(path, "abc", stamps)
+    prove(path, "", stamps)
     monkeypatch.setattr(trial, "version", lambda name: "99")
-    prove(path, "abc", stamps)
+    prove(path, "", stamps)
     shutil.rmtree(stamps)
     assert len(tries) == 2

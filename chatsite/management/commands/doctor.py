@@ -20,6 +20,7 @@ from chatsite.checks import exact_build
 from chatsite.finders import NpmFinder
 from chatsite.supervisor import CannotServe, address_to_show, check_port, is_listening
 from inference.catalogue import CATALOGUE
+from inference.engines.base import EngineError
 from inference.model_files import of_entry, of_release, verify
 from inference.models import Release
 from inference.sources import ModelFileError
@@ -88,6 +89,8 @@ def model_file() -> Finding:
     except DatabaseError:
         release = None  # told above
     entry = CATALOGUE.get(settings.MODEL)
+    if release and release.engine == "upstream":
+        return model_servers(release)
     if release:
         wanted = of_release(release)
     elif entry:
@@ -102,6 +105,21 @@ def model_file() -> Finding:
     except ModelFileError as error:
         return Finding(f"Model file of {settings.MODEL}", str(error))
     return Finding(f"Model file of {settings.MODEL}, SHA-256 verified")
+
+
+def model_servers(release: Release) -> Finding:
+    """Asked from here, with the keys that this command's environment has."""
+    from inference.connecting import describe
+
+    servers = list(release.backends.all())
+    what = f"Servers of {release} ({', '.join(server.name for server in servers) or 'none'})"
+    troubles = []
+    for server in servers:
+        try:
+            describe(server)
+        except EngineError as error:
+            troubles.append(f"{server.name}: {error}")
+    return Finding(what, "; ".join(troubles) if servers else "run ./manage.py models connect")
 
 
 def llama_cpp() -> Finding:
