@@ -8,10 +8,9 @@ from statistics import mean, median, quantiles
 from typing import Any
 
 from bench.pairs import Pair, Plan, answer_all, compared
-from bench.peers import Answer, Job, Peer, Theirs
+from bench.peers import Answer, Peer, Theirs
 from bench.throughput import Table
 
-SEEN, SIXTH_TURN = 941, 1000  # tokens
 LONG_PROMPT = 1490  # tokens
 RUNNING = 4  # streams that a long prompt stalls
 STEPS_BEFORE = 30  # tokens of each before the long prompt comes
@@ -31,7 +30,7 @@ async def sixth(plan: Plan) -> dict[str, Any]:
 async def _sixth_turns(pair: Pair, conversations: int) -> dict[str, Any]:
     theirs, mine, cached, worst = [], [], set(), []
     for number in range(pair.plan.rounds + 1):
-        jobs = [await _conversation(pair) for _ in range(conversations)]
+        jobs = [await pair.sixth_turn(16) for _ in range(conversations)]
         answers = [await answer_all(peer, jobs) for peer in (pair.theirs, pair.ours)]
         if number:  # the first round warms both
             theirs.append(mean(answer.first for answer in answers[0]) * 1000)
@@ -44,19 +43,6 @@ async def _sixth_turns(pair: Pair, conversations: int) -> dict[str, Any]:
         row[f"{who}, last of them"] = round(median(column), 1)
     low, high = min(cached), max(cached)
     return row | {"seen": f"{low[0]}-{high[0]}", "of": f"{low[1]}-{high[1]}"}
-
-
-async def _conversation(pair: Pair) -> Job:
-    """The sixth turn of a conversation of which both have evaluated the first five."""
-    before, now = pair.author().conversation(SEEN, SIXTH_TURN)
-    asked, ids = before[:-1], pair.ours.ids(now)
-    answered = ids[len(pair.ours.ids(asked)) : SEEN]
-    scope = before[0].content
-    primer = pair.job(asked, 1, answered, scope)
-    assert ids[: len(primer.ids)] == primer.ids, "the template changes earlier turns"
-    for peer in (pair.theirs, pair.ours):
-        await answer_all(peer, [primer])
-    return pair.job(now, 16, scope=scope)
 
 
 # --- stalls -------------------------------------------------------------------------------

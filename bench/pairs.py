@@ -17,6 +17,7 @@ from inference.engines.base import Sampling
 
 SLOTS = 16
 CONTEXT_TOKENS = 2048
+SEEN, SIXTH_TURN = 941, 1000  # tokens
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,18 @@ class Pair:
         sampling = self.ours.endless(Sampling(seed=next(self._seeds), max_tokens=tokens))
         ids = self.ours.ids(turns)
         return Job(turns, (*ids, *emitted), sampling, tuple(emitted), scope)
+
+    async def sixth_turn(self, tokens: int) -> Job:
+        """The sixth turn of a conversation of which both have evaluated the first five."""
+        before, now = self.author().conversation(SEEN, SIXTH_TURN)
+        asked, ids = before[:-1], self.ours.ids(now)
+        answered = ids[len(self.ours.ids(asked)) : SEEN]
+        scope = before[0].content
+        primer = self.job(asked, 1, answered, scope)
+        assert ids[: len(primer.ids)] == primer.ids, "the template changes earlier turns"
+        for peer in (self.theirs, self.ours):
+            await answer_all(peer, [primer])
+        return self.job(now, tokens, scope=scope)
 
 
 async def answer_all(peer: Peer, jobs: Sequence[Job]) -> list[Answer]:

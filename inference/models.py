@@ -33,9 +33,16 @@ __all__ = [
 ]
 
 
+KEPT_WORKERS = timedelta(days=3)
+
+
 class WorkerQuerySet(models.QuerySet["Worker"]):
     def touch(self) -> None:
         self.update(seen_at=Now())
+
+    def forget_old(self) -> None:
+        """Rows of processes that ended days ago: every start adds one."""
+        self.filter(state=Worker.State.GONE, seen_at__lt=Now() - KEPT_WORKERS).delete()
 
     def living(self) -> "WorkerQuerySet":
         """Not known to be gone, and heard of lately."""

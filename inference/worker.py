@@ -124,6 +124,7 @@ class WorkerProcess:
         await self._engine.stop()
 
     def _register(self) -> None:
+        Worker.objects.forget_old()
         Worker.objects.create(
             boot_id=self._boot_id, node=Worker.this_node(), pid=os.getpid(), release=self._release
         )

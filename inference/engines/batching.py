@@ -233,8 +233,7 @@ class Batcher:
         started = time.perf_counter()
         rows = self._decode_chunk(run, entries)
         if rows is None:
-            self._context.forget(slot.number, 0)
-            slot.tokens = []
+            self._context.forget(slot.number, len(slot.tokens))  # what was read before stays
             return
         self._tempo.chunk_token = (time.perf_counter() - started) / len(entries)
         slot.tokens.extend(entry.token for entry in entries)

@@ -137,6 +137,26 @@ async def test_a_long_prompt_stalls_running_answers_for_at_most_three_of_their_s
     assert median(gaps) <= 8 * step  # three streams of one, where the issue speaks of eight
 
 
+async def test_what_was_read_of_a_stopped_prompt_is_not_read_again_and_changes_nothing(
+    llama: LlamaCppEngine,
+):
+    long = "".join(f"Number {number} is an odd fellow. " for number in range(120))
+    sampling = Sampling(temperature=0, max_tokens=8)
+    stopped = asyncio.create_task(
+        collect(llama, Request((Turn("user", long),), sampling, scope="s"))
+    )
+    while not any(len(slot.tokens) > 200 for slot in llama._batcher._slots if slot.run):
+        assert not stopped.done()
+        await asyncio.sleep(0.001)
+    stopped.cancel()
+    await asyncio.gather(stopped, return_exceptions=True)
+    again = await collect(llama, Request((Turn("user", long),), sampling, scope="s"))
+    anew = await collect(llama, Request((Turn("user", long),), sampling, scope="another"))
+    assert tokens_of(again) == tokens_of(anew)
+    assert again[-1].usage
+    assert again[-1].usage.cached >= 200
+
+
 async def test_it_summarises_the_part_of_a_conversation_that_it_cannot_hold(llama: LlamaCppEngine):
     told = "I am Ada. I plan a trip to Lisbon in May, to surf and to eat fish. "
     turns = [Turn("user", told * 20), Turn("assistant", "Go to Ericeira. " * 300)]
