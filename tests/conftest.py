@@ -24,12 +24,24 @@ if TYPE_CHECKING:
 PASSWORD = "correct horse battery staple"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests come last: Playwright's loop stays, and no other may run beside it."""
+def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
+    """Browser tests come last: Playwright's loop stays, and no other may run beside it.
+
+    On PostgreSQL only what uses the database is run again; the rest would do the same.
+    """
+    if os.environ.get("TEST_DATABASE") == "postgres":
+        rest = [item for item in items if not uses_the_database(item)]
+        config.hook.pytest_deselected(items=rest)
+        items[:] = [item for item in items if uses_the_database(item)]
     for item in items:
         if item.path.parent.name == "browser":
             item.add_marker("browser")
     items.sort(key=lambda item: item.path.parent.name == "browser")
+
+
+def uses_the_database(item: pytest.Item) -> bool:
+    fixtures = set(getattr(item, "fixturenames", ()))
+    return "django_db" in item.keywords or bool(fixtures & {"db", "transactional_db"})
 
 
 def make_person(username: str, **fields: Any) -> "User":
