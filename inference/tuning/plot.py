@@ -18,7 +18,8 @@ def draw(path: Path, bars: Mapping[str, Mapping[int, float]], unit: str, title: 
     parts = [_text(LEFT, 18, f"{title} ({unit})", "start", 14)]
     for place, group in enumerate(groups):
         x = LEFT + place * room
-        parts.append(_text(x + 0.43 * room, HEIGHT - BOTTOM + 16, f"{group} streams"))
+        name = f"{group} stream{'s' * (group > 1)}"
+        parts.append(_text(x + 0.43 * room, HEIGHT - BOTTOM + 16, name))
         for number, series in enumerate(bars.values()):
             tall = (HEIGHT - TOP - BOTTOM - 16) * series[group] / highest
             parts += _bar(x + number * width, tall, width, series[group], COLOURS[number])

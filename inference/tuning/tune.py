@@ -194,7 +194,7 @@ def propose(rows: Sequence[Row]) -> Row:
 
 def table(rows: Sequence[Row], best: Row) -> list[str]:
     streams = list(rows[0].figures.tokens_per_second)
-    head = "".join(f"{f'{n} streams':>12}" for n in streams)
+    head = "".join(f"{n} stream{'s' * (n > 1)}".rjust(12) for n in streams)
     lines = [
         f"{'':<14}{head}{'first token':>13}{'memory':>10}{'perplexity':>12}{'divergence':>12}",
     ]

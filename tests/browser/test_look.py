@@ -36,7 +36,11 @@ REACH = """(element) => {
 
 
 def place(element: Locator) -> FloatRect:
-    box = element.bounding_box()
+    """Where it comes to rest: messages move in, and the page scrolls along."""
+    before, box = None, element.bounding_box()
+    while box != before:
+        element.page.wait_for_timeout(100)
+        before, box = box, element.bounding_box()
     assert box is not None
     return box
 
