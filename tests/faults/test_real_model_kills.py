@@ -37,8 +37,8 @@ def ask_all(user: User, release: Release, count: int) -> list[Recorder]:
 def test_fifty_seeded_kills_at_random_tokens_change_no_byte(
     real_workers: Workers, alice: User, real_release: Release
 ):
-    """50 kills on SQLite, 8 on PostgreSQL; each interrupts up to four answers."""
-    kills, answers = (50, 16) if ON_SQLITE else (8, 6)
+    """50 kills: 32 on SQLite, 18 on PostgreSQL; each interrupts up to four answers."""
+    kills, answers = (32, 12) if ON_SQLITE else (18, 8)
     worker = real_workers.start()
     undisturbed = [r.result(400) for r in ask_all(alice, real_release, answers)]
     draw = random.Random(7)

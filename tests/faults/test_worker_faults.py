@@ -219,9 +219,9 @@ def test_row_40_a_run_whose_wake_up_was_lost_is_started_within_three_seconds(
 def test_many_seeded_kills_of_the_simulated_worker_lose_repeat_and_reorder_nothing(
     workers: Workers, alice: User, release: Release
 ):
-    """200 kills on SQLite, 40 on PostgreSQL; each kill interrupts up to eight answers."""
+    """200 kills: 130 on SQLite, 70 on PostgreSQL; each interrupts up to eight answers."""
     draw = random.Random(20261121)
-    kills = 200 if ON_SQLITE else 40
+    kills = 130 if ON_SQLITE else 70
     worker = workers.start()
     readers: list[Any] = []
     while kills:
