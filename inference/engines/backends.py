@@ -32,7 +32,7 @@ IDLE_SECONDS = 5.0
 SHORTEST_BREAK, LONGEST_BREAK = 1.0, 30.0
 SHORTEST_PAUSE = 0.5
 SCOPES = 10_000  # that are remembered for the server they were on
-_draws = random.Random()
+_draws = random.Random()  # a background task must not draw from the sequence others seed
 CLEARLY_BUSIER = 0.5  # of a server's slots
 
 

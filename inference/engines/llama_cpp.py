@@ -115,7 +115,8 @@ class LlamaCppEngine:
 
     def fingerprint(self) -> str:
         template = hashlib.sha256(self._weights.template_source().encode()).hexdigest()[:12]
-        told = f"{build()} on {processor()} file={self._path.name} template={template}"
+        told = f"{build()} keys={self._context.keys} on {processor()}"
+        told += f" file={self._path.name} template={template}"
         return f"{told} reproducible threads={self._threads}" if self._reproducible else told
 
     def seconds_without_progress(self) -> float:

@@ -25,6 +25,7 @@ from inference.engines.sampler import Logits
 from inference.engines.template import Segment, looks_like_control
 
 ABORTED = 2
+KEYS = {"q8_0": library.GGML_TYPE_Q8_0, "f16": library.GGML_TYPE_F16}
 USER_DEFINED = library.LLAMA_TOKEN_ATTR_USER_DEFINED
 STACK_BYTES = 512 << 20  # reserved, and used only as far as a text needs it
 MAGIC = b"GGUF"
@@ -189,7 +190,7 @@ class Context:
         parameters.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
         parameters.kv_unified = False
         self.abort = AbortFlag()
-        self.handle: Any = _started(weights, parameters)
+        self.handle, self.keys = _started(weights, parameters)
         library.llama_set_abort_callback(self.handle, self.abort.callback, self.abort.data)
         self._memory = library.llama_get_memory(self.handle)
         self._batch = library.llama_batch_init(batch, 0, 1)
@@ -245,12 +246,15 @@ class Context:
         library.llama_free(self.handle)
 
 
-def _started(weights: Weights, parameters: Any) -> Any:
-    """A context with keys in eight bits, which a step reads faster (docs/architecture.md)."""
-    for kind in (library.GGML_TYPE_Q8_0, library.GGML_TYPE_F16):  # not every model's keys fit
+def _started(weights: Weights, parameters: Any) -> tuple[Any, str]:
+    """A context and what its keys are kept as: eight bits, which a step reads faster, if they fit.
+
+    docs/architecture.md has the figures.
+    """
+    for name, kind in KEYS.items():
         parameters.type_k = kind
         if handle := library.llama_init_from_model(weights.handle, parameters):
-            return handle
+            return handle, name
     raise EngineError("Not enough memory for the model's context; lower CONTEXT_TOKENS.")
 
 
