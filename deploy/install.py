@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,7 @@ GIGABYTES_NEEDED = 2.0
 # than in a prompt, so that a continued answer would not come out the same; without the part
 # for pictures, which is not used.
 LLAMA_FLAGS = "-DGGML_OPENMP=ON -DGGML_LLAMAFILE=OFF -DLLAVA_BUILD=OFF"
+KERNELS = ROOT / "inference" / "kernels"  # of our own, compiled into it
 
 
 # --- stamps -------------------------------------------------------------------------------
@@ -130,7 +132,12 @@ def pinned_llama() -> str:
 
 
 def llama_flags() -> str:
+    """Without our kernels."""
     return f"{LLAMA_FLAGS} {os.environ.get('CMAKE_ARGS', '')}".strip()
+
+
+def kernel_flags() -> str:
+    return shlex.quote(f"-DCMAKE_PROJECT_ggml_INCLUDE={KERNELS / 'kernels.cmake'}")
 
 
 def install_llama() -> None:
@@ -139,7 +146,7 @@ def install_llama() -> None:
     pip keeps what it compiled, but not by flags: a cache of our own keeps this build apart.
     """
     pinned = pinned_llama()
-    build = digest(pinned, LLAMA_FLAGS, os.environ.get("CMAKE_ARGS", ""))
+    build = digest(pinned, llama_flags(), *sorted(KERNELS.iterdir()))
     stamp = Stamp(VENV / ".stamps" / "llama", build)
     if stamp.is_current():
         return
@@ -154,7 +161,7 @@ def install_llama() -> None:
     kept: list[str | Path] = ["--cache-dir", CACHE / f"pip-{build[:12]}"]
     kept += ["--force-reinstall", "--no-deps"]
     command = [*pip(), *kept, "--require-hashes", "-r", requirement]
-    run("Preparing llama.cpp", command, CMAKE_ARGS=llama_flags())
+    run("Preparing llama.cpp", command, CMAKE_ARGS=f"{llama_flags()} {kernel_flags()}")
     stamp.write()
 
 

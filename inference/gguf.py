@@ -44,6 +44,7 @@ class Header:
     version: int
     tensors: int
     metadata: dict[str, Any] = field(repr=False)
+    formats: frozenset[int] = frozenset()  # ggml's numbers of its tensors' types
 
     @property
     def architecture(self) -> str:
@@ -87,6 +88,7 @@ class _Reader:
         self._size = size
         self._position = 0
         self._strings = 0
+        self._formats: set[int] = set()
 
     def header(self) -> Header:
         if self._take(4) != MAGIC:
@@ -99,7 +101,7 @@ class _Reader:
             raise _Broken("is broken: its counts cannot be right")
         metadata = self._metadata(keys)
         self._check_tensors(tensors, _alignment(metadata))
-        header = Header(version, tensors, metadata)
+        header = Header(version, tensors, metadata, frozenset(self._formats))
         _check_meaning(header)
         return header
 
@@ -179,6 +181,7 @@ class _Reader:
         kind, offset = self._number("I"), self._number("Q")
         if kind not in BLOCKS:
             raise _Broken(f"has numbers in a form this site cannot read (type {kind})")
+        self._formats.add(kind)
         block, size = BLOCKS[kind]
         if min(shape) < 1 or shape[0] % block or offset % alignment:
             raise _Broken("is broken: a tensor has an impossible shape or place")

@@ -115,7 +115,7 @@ class LlamaCppEngine:
 
     def fingerprint(self) -> str:
         template = hashlib.sha256(self._weights.template_source().encode()).hexdigest()[:12]
-        told = f"{build()} keys={self._context.keys} on {processor()}"
+        told = f"{build()} cache = {self._context.cache} on {processor()}"
         told += f" file={self._path.name} template={template}"
         return f"{told} reproducible threads={self._threads}" if self._reproducible else told
 

@@ -23,12 +23,12 @@ import numpy as np
 from inference.engines.base import EngineError
 from inference.engines.sampler import Logits
 from inference.engines.template import Segment, looks_like_control
+from inference.gguf import read_header
 
 ABORTED = 2
-KEYS = {"q8_0": library.GGML_TYPE_Q8_0, "f16": library.GGML_TYPE_F16}
+Q4_K = 12  # the format's number in ggml
 USER_DEFINED = library.LLAMA_TOKEN_ATTR_USER_DEFINED
 STACK_BYTES = 512 << 20  # reserved, and used only as far as a text needs it
-MAGIC = b"GGUF"
 
 
 @library.llama_log_callback  # type: ignore[untyped-decorator]
@@ -72,7 +72,7 @@ class Weights:
     """A loaded model file: vocabulary, template, tensors."""
 
     def __init__(self, path: Path, progress: Callable[[int], None]) -> None:
-        _check_header(path)
+        formats = read_header(path).formats
 
         @library.llama_progress_callback  # type: ignore[untyped-decorator]
         def report(fraction: float, data: object) -> bool:
@@ -81,6 +81,8 @@ class Weights:
 
         parameters = library.llama_model_default_params()
         parameters.progress_callback = report
+        # Side by side, such weights give a token other values in a prompt than in an answer.
+        parameters.use_extra_bufts = Q4_K not in formats
         self.handle: Any = library.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.handle:
             raise EngineError(f"The model file {path.name} is broken or not supported.")
@@ -161,22 +163,10 @@ def _with_stack() -> ThreadPoolExecutor:
     return reader
 
 
-def _check_header(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise EngineError(
-            f"The model file {path.name} cannot be read: {error.strerror}."
-        ) from error
-    if magic != MAGIC:
-        raise EngineError(f"{path.name} is not a model file in the GGUF format.")
-
-
 class Context:
     """A cache of `slots` sequences of `tokens` each, and the decode call.
 
-    Each sequence has a cache of its own (kv_unified off) and flash attention is off: with
+    Each sequence has a cache of its own (kv_unified off), and attention is our kernel's: with
     these two, and llama.cpp built as deploy/install.py does, a token's logits are the same to
     the bit however it is evaluated (measured; docs/architecture.md). Continued answers,
     reused prefixes and checked guesses rest on it.
@@ -187,10 +177,9 @@ class Context:
         parameters.n_ctx = slots * tokens
         parameters.n_seq_max = slots
         parameters.n_batch = parameters.n_ubatch = batch
-        parameters.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
         parameters.kv_unified = False
         self.abort = AbortFlag()
-        self.handle, self.keys = _started(weights, parameters)
+        self.handle, self.cache = _started(weights, parameters)
         library.llama_set_abort_callback(self.handle, self.abort.callback, self.abort.data)
         self._memory = library.llama_get_memory(self.handle)
         self._batch = library.llama_batch_init(batch, 0, 1)
@@ -246,20 +235,77 @@ class Context:
         library.llama_free(self.handle)
 
 
-def _started(weights: Weights, parameters: Any) -> tuple[Any, str]:
-    """A context and what its keys are kept as: eight bits, which a step reads faster, if they fit.
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """What keys and values are kept as, and whether attention is one operation (and so ours)."""
 
-    docs/architecture.md has the figures.
-    """
-    for name, kind in KEYS.items():
-        parameters.type_k = kind
-        if handle := library.llama_init_from_model(weights.handle, parameters):
-            return handle, name
+    name: str
+    keys: int
+    values: int
+    fused: bool
+
+    def start(self, weights: Weights, parameters: Any) -> Any:
+        """A context's handle; None where it cannot be had like this."""
+        parameters.type_k, parameters.type_v = self.keys, self.values
+        parameters.flash_attn_type = FLASH[self.fused]
+        handle = library.llama_init_from_model(weights.handle, parameters)
+        if handle and self.fused and not _attends(handle):
+            library.llama_free(handle)
+            return None
+        return handle
+
+
+FLASH = (library.LLAMA_FLASH_ATTN_TYPE_DISABLED, library.LLAMA_FLASH_ATTN_TYPE_ENABLED)
+# Eight bits, which a step reads faster and which cost no quality (docs/architecture.md), if they
+# fit. ggml's own fused attention would give a token other values in a prompt than in an answer.
+CACHES = (
+    Cache("q8_0 fused", library.GGML_TYPE_Q8_0, library.GGML_TYPE_Q8_0, fused=True),
+    Cache("f16 fused", library.GGML_TYPE_F16, library.GGML_TYPE_F16, fused=True),
+    Cache("q8_0 f16", library.GGML_TYPE_Q8_0, library.GGML_TYPE_F16, fused=False),
+    Cache("f16", library.GGML_TYPE_F16, library.GGML_TYPE_F16, fused=False),
+)
+
+
+def _started(weights: Weights, parameters: Any) -> tuple[Any, str]:
+    """A context, and the name of its cache."""
+    for cache in CACHES:
+        if (kernels() or not cache.fused) and (handle := cache.start(weights, parameters)):
+            return handle, cache.name
     raise EngineError("Not enough memory for the model's context; lower CONTEXT_TOKENS.")
+
+
+def _attends(handle: Any) -> bool:
+    """Whether our kernel knows this model's attention: tried with one token.
+
+    By this thread alone: helpers of its own would take the decode thread's from spinning.
+    """
+    before = _passed_on()
+    library.llama_set_n_threads(handle, 1, 1)
+    token = (library.llama_token * 1)(0)
+    result = library.llama_decode(handle, library.llama_batch_get_one(token, 1))
+    library.llama_memory_clear(library.llama_get_memory(handle), True)
+    return bool(result == 0 and _passed_on() == before)
+
+
+def kernels() -> int:
+    """The version of our kernels (inference/kernels) in this llama.cpp; 0 without them."""
+    version: Callable[[], int] = getattr(_symbols, "chatsite_kernels", int)
+    return version()
+
+
+def _passed_on() -> int:
+    """How many attentions of this process so far were not our kernel's."""
+    count: Callable[[], int] = _symbols.chatsite_attention_passed_on
+    return count()
+
+
+_symbols = library.llama_cpp._lib  # dlsym looks into what it was linked with, too
 
 
 def build() -> str:
     told = f"llama.cpp {library.__version__} {library.llama_print_system_info().decode().strip()}"
+    if version := kernels():
+        told += f" kernels = {version}"
     return f"{told} GPU = 1" if library.llama_supports_gpu_offload() else told
 
 
@@ -275,6 +321,7 @@ def processor() -> str:
 def is_exact(build: str) -> bool:
     """Whether this build gives a token the same logits however it is evaluated.
 
-    That was measured for x86 processors with AVX2 only.
+    Measured with our kernels, which are for x86 processors with AVX2. llama.cpp's own do not
+    with every format of weights.
     """
-    return "AVX2 = 1" in build and not any(f"{it} = 1" in build for it in ("LLAMAFILE", "GPU"))
+    return "kernels = " in build and not any(f"{it} = 1" in build for it in ("LLAMAFILE", "GPU"))

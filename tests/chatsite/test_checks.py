@@ -110,9 +110,10 @@ def test_a_llama_cpp_that_gives_other_answers_beside_others(settings, monkeypatc
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
-        ("CPU : AVX = 1 | AVX2 = 1 | REPACK = 1 |", True),
-        ("CPU : AVX2 = 1 | LLAMAFILE = 1 | OPENMP = 1 |", False),
-        ("CPU : AVX2 = 1 | REPACK = 1 | GPU = 1", False),
+        ("CPU : AVX = 1 | AVX2 = 1 | REPACK = 1 | kernels = 1", True),
+        ("CPU : AVX = 1 | AVX2 = 1 | REPACK = 1 |", False),
+        ("CPU : AVX2 = 1 | LLAMAFILE = 1 | OPENMP = 1 | kernels = 1", False),
+        ("CPU : AVX2 = 1 | REPACK = 1 | kernels = 1 GPU = 1", False),
         ("CPU : NEON = 1 | ARM_FMA = 1 | REPACK = 1 |", False),
     ],
 )

@@ -13,7 +13,8 @@ from inference.engines.lookup import Lookup
 from inference.engines.template import Segment
 from inference.engines.text import TextAssembler
 from inference.summary import fit_summarised
-from tests.contract.conftest import collect, tokens_of
+from tests.contract.conftest import collect, model_file, tokens_of
+from tests.inference.gguf_files import METADATA, gguf
 
 pytestmark = pytest.mark.real_model
 
@@ -177,8 +178,15 @@ async def test_a_file_that_is_not_a_model_is_refused_in_one_sentence(tmp_path: P
         await LlamaCppEngine(broken).start(lambda percent: None)
 
 
+async def test_a_model_of_an_unknown_kind_is_refused_in_one_sentence(tmp_path: Path):
+    unknown = tmp_path / "unknown.gguf"
+    unknown.write_bytes(gguf(METADATA | {"general.architecture": "nothing"}))
+    with pytest.raises(EngineError, match="is broken or not supported"):
+        await LlamaCppEngine(unknown).start(lambda percent: None)
+
+
 async def test_a_truncated_model_file_is_refused_in_one_sentence(tmp_path: Path):
     broken = tmp_path / "broken.gguf"
-    broken.write_bytes(b"GGUF" + bytes(200))
-    with pytest.raises(EngineError, match="is broken or not supported"):
+    broken.write_bytes(model_file().read_bytes()[:2000])
+    with pytest.raises(EngineError, match="is broken: it ends before its header does"):
         await LlamaCppEngine(broken).start(lambda percent: None)

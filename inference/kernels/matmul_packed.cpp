@@ -1,0 +1,204 @@
+// Products with weights of four bits (Q4_0, IQ4_NL), for x86 processors with AVX2.
+//
+// In place of ggml's for the layout it keeps such weights in on these processors: eight rows
+// side by side. A block's products are summed in whole numbers, without loss, and the blocks
+// added up in order; so every row of the other side gets the same values whether it comes
+// alone or among others. (ggml's differ between the two for IQ4_NL.)
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+extern "C" {
+void __wrap_ggml_gemm_q4_0_8x8_q8_0(int, float *, size_t, const void *, const void *, int, int);
+void __wrap_ggml_gemv_q4_0_8x8_q8_0(int, float *, size_t, const void *, const void *, int, int);
+void __wrap_ggml_gemm_iq4_nl_8x8_q8_0(int, float *, size_t, const void *, const void *, int, int);
+void __wrap_ggml_gemv_iq4_nl_8x8_q8_0(int, float *, size_t, const void *, const void *, int, int);
+}
+
+namespace {
+
+constexpr int K = 32; // numbers in a block, which share a scale
+
+// Eight rows of weights, one block of each: scales, then eight bytes of each row in turn.
+struct Weights {
+    uint16_t scales[8];
+    uint8_t numbers[128];
+};
+
+// The other side, quantised to signed bytes: one row, or four whose bytes take turns by eights.
+template <int ROWS> struct Other {
+    uint16_t scales[ROWS];
+    int8_t numbers[ROWS * K];
+};
+
+// What is to be added for Q4_0's "less 8", and the scales, widened once for all weights.
+template <int ROWS> struct Aside {
+    int32_t correction[ROWS];
+    float scale[ROWS];
+};
+
+void correct(const Other<4> & block, Aside<4> & aside) {
+    __m256i sum = _mm256_setzero_si256();
+    for (int part = 0; part < 4; ++part) {
+        const __m256i y = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(block.numbers) + part);
+        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(_mm256_set1_epi8(8), y));
+    }
+    sum = _mm256_madd_epi16(sum, _mm256_set1_epi16(-1));
+    sum = _mm256_hadd_epi32(sum, sum);
+    const int64_t low = _mm256_extract_epi64(sum, 0), high = _mm256_extract_epi64(sum, 2);
+    std::memcpy(aside.correction, &low, sizeof low);
+    std::memcpy(aside.correction + 2, &high, sizeof high);
+}
+
+void correct(const Other<1> & block, Aside<1> & aside) {
+    const __m256i y = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(block.numbers));
+    __m256i sum = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(8), y), _mm256_set1_epi16(-1));
+    sum = _mm256_hadd_epi32(sum, sum);
+    sum = _mm256_hadd_epi32(sum, sum);
+    aside.correction[0] = _mm256_extract_epi32(sum, 0) + _mm256_extract_epi32(sum, 4);
+}
+
+template <int ROWS> void set_aside(const Other<ROWS> * blocks, int count, std::vector<Aside<ROWS>> & aside) {
+    aside.resize(count);
+    for (int b = 0; b < count; ++b) {
+        correct(blocks[b], aside[b]);
+        for (int row = 0; row < ROWS; ++row) {
+            aside[b].scale[row] = _cvtsh_ss(blocks[b].scales[row]);
+        }
+    }
+}
+
+// The order of rows that adding neighbours leaves; doing it twice undoes it.
+inline __m256 in_hadd_order(__m256 rows) {
+    return _mm256_permutevar8x32_ps(rows, _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7));
+}
+
+// --- the formats --------------------------------------------------------------------------
+
+// A weight is a number from 0 to 15, less 8. It is multiplied as it is, and eight times the sum
+// of the other side taken away in the end. A block's products fit 16 bits.
+struct Q4_0 {
+    __m256i low = _mm256_setzero_si256(), high = low;
+
+    // ggml keeps the numbers with their highest bit turned.
+    static __m256i of_nibbles(__m256i it) { return _mm256_xor_si256(it, _mm256_set1_epi8(8)); }
+
+    void add(__m256i w03, __m256i w47, __m256i y) {
+        low = _mm256_add_epi16(low, _mm256_maddubs_epi16(w03, y));
+        high = _mm256_add_epi16(high, _mm256_maddubs_epi16(w47, y));
+    }
+
+    __m256i sum(int correction) const {
+        const __m256i one = _mm256_set1_epi16(1);
+        const __m256i sums = _mm256_hadd_epi32(_mm256_madd_epi16(low, one), _mm256_madd_epi16(high, one));
+        return _mm256_add_epi32(sums, _mm256_set1_epi32(correction));
+    }
+};
+
+// A weight is one of sixteen signed bytes. Two products fit 16 bits, and no more.
+struct IQ4_NL {
+    __m256i low = _mm256_setzero_si256(), high = low;
+
+    static __m256i of_nibbles(__m256i it) {
+        const __m128i table = _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
+        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), it);
+    }
+
+    static __m256i products(__m256i w, __m256i y) {
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(y, w));
+        return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    }
+
+    void add(__m256i w03, __m256i w47, __m256i y) {
+        low = _mm256_add_epi32(low, products(w03, y));
+        high = _mm256_add_epi32(high, products(w47, y));
+    }
+
+    __m256i sum(int) const { return _mm256_hadd_epi32(low, high); }
+};
+
+// --- the work -----------------------------------------------------------------------------
+
+// A block of eight rows of weights as bytes: for each eight of the other side, rows 0-3 and 4-7.
+template <class Format> struct Unpacked {
+    __m256i numbers[4][2];
+    __m256 scales;
+
+    explicit Unpacked(const Weights & block) {
+        const __m256i low = _mm256_set1_epi8(0x0F);
+        for (int half = 0; half < 2; ++half) {
+            for (int rows = 0; rows < 2; ++rows) {
+                const auto * from = reinterpret_cast<const __m256i *>(block.numbers) + 2 * half + rows;
+                const __m256i both = _mm256_loadu_si256(from);
+                const __m256i second = _mm256_srli_epi16(both, 4);
+                numbers[half][rows] = Format::of_nibbles(_mm256_and_si256(both, low));
+                numbers[half + 2][rows] = Format::of_nibbles(_mm256_and_si256(second, low));
+            }
+        }
+        const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i *>(block.scales));
+        scales = in_hadd_order(_mm256_cvtph_ps(halves));
+    }
+};
+
+template <class Format, int ROWS>
+inline __m256 add_block(__m256 total, const Unpacked<Format> & w, const Other<ROWS> & y, const Aside<ROWS> & aside, int row) {
+    Format products;
+    for (int part = 0; part < 4; ++part) {
+        int64_t eight;
+        std::memcpy(&eight, y.numbers + (part * ROWS + row) * 8, sizeof eight);
+        products.add(w.numbers[part][0], w.numbers[part][1], _mm256_set1_epi64x(eight));
+    }
+    const __m256 sum = _mm256_cvtepi32_ps(products.sum(aside.correction[row]));
+    return _mm256_fmadd_ps(sum, _mm256_mul_ps(w.scales, _mm256_set1_ps(aside.scale[row])), total);
+}
+
+// Eight rows of weights with ROWS of the other side: `blocks` of each; results `stride` apart.
+template <class Format, int ROWS>
+void multiply(const Weights * w, const Other<ROWS> * y, const Aside<ROWS> * aside, int blocks, float * to, size_t stride) {
+    __m256 totals[ROWS] = {};
+    for (int b = 0; b < blocks; ++b) {
+        const Unpacked<Format> unpacked(w[b]);
+        for (int row = 0; row < ROWS; ++row) {
+            totals[row] = add_block<Format, ROWS>(totals[row], unpacked, y[b], aside[b], row);
+        }
+    }
+    for (int row = 0; row < ROWS; ++row) {
+        _mm256_storeu_ps(to + row * stride, in_hadd_order(totals[row]));
+    }
+}
+
+template <class Format, int ROWS>
+void multiply_all(int n, float * to, size_t stride, const void * weights, const void * other, int rows, int columns) {
+    static thread_local std::vector<Aside<ROWS>> aside;
+    const int blocks = n / K;
+    const auto * w = static_cast<const Weights *>(weights);
+    const auto * y = static_cast<const Other<ROWS> *>(other);
+    set_aside(y, rows / ROWS * blocks, aside);
+    for (int eight = 0; eight < columns / 8; ++eight) {
+        for (int group = 0; group < rows / ROWS; ++group) {
+            float * at = to + group * ROWS * stride + eight * 8;
+            multiply<Format, ROWS>(w + eight * blocks, y + group * blocks, aside.data() + group * blocks, blocks, at, stride);
+        }
+    }
+}
+
+} // namespace
+
+void __wrap_ggml_gemm_q4_0_8x8_q8_0(int n, float * s, size_t bs, const void * vx, const void * vy, int nr, int nc) {
+    multiply_all<Q4_0, 4>(n, s, bs, vx, vy, nr, nc);
+}
+
+void __wrap_ggml_gemv_q4_0_8x8_q8_0(int n, float * s, size_t bs, const void * vx, const void * vy, int nr, int nc) {
+    multiply_all<Q4_0, 1>(n, s, bs, vx, vy, nr, nc);
+}
+
+void __wrap_ggml_gemm_iq4_nl_8x8_q8_0(int n, float * s, size_t bs, const void * vx, const void * vy, int nr, int nc) {
+    multiply_all<IQ4_NL, 4>(n, s, bs, vx, vy, nr, nc);
+}
+
+void __wrap_ggml_gemv_iq4_nl_8x8_q8_0(int n, float * s, size_t bs, const void * vx, const void * vy, int nr, int nc) {
+    multiply_all<IQ4_NL, 1>(n, s, bs, vx, vy, nr, nc);
+}

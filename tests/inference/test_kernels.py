@@ -1,0 +1,189 @@
+"""Our kernels compute what the textbook says, for one token and for many alike.
+
+They are called through ggml's own graphs, on one thread.
+"""
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from inference.engines.llama_library import kernels
+
+ggml = llama_cpp.llama_cpp._lib
+F32, F16, Q4_1, Q8_0 = 0, 1, 3, 8
+ROW_BYTES = {F32: 4.0, F16: 2.0, Q4_1: 20 / 32, Q8_0: 34 / 32}
+Floats = NDArray[np.float32]
+
+FITS = sys.platform == "linux" and " avx2 " in Path("/proc/cpuinfo").read_text()
+pytestmark = pytest.mark.skipif(not FITS, reason="for x86 processors with AVX2 only")
+
+
+class Memory(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t), ("at", ctypes.c_void_p), ("none", ctypes.c_bool)]
+
+
+POINTER, FLOAT, LONG = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64
+for name, arguments in {
+    "ggml_init": [Memory],
+    "ggml_free": [POINTER],
+    "ggml_new_tensor_4d": [POINTER, ctypes.c_int, LONG, LONG, LONG, LONG],
+    "ggml_get_data": [POINTER],
+    "ggml_mul_mat": [POINTER] * 3,
+    "ggml_flash_attn_ext": [*[POINTER] * 5, FLOAT, FLOAT, FLOAT],
+    "ggml_new_graph": [POINTER],
+    "ggml_build_forward_expand": [POINTER] * 2,
+    "ggml_graph_compute_with_ctx": [POINTER, POINTER, ctypes.c_int],
+    "ggml_quantize_chunk": [ctypes.c_int, POINTER, POINTER, LONG, LONG, LONG, POINTER],
+}.items():
+    getattr(ggml, name).argtypes = arguments
+    getattr(ggml, name).restype = POINTER
+
+
+class Graph:
+    """Arrays of numpy in, one operation, an array out. Shapes are ggml's: the last is first."""
+
+    def __init__(self) -> None:
+        self.at = ggml.ggml_init(Memory(256 << 20, None, False))
+
+    def tensor(self, values: Floats, kind: int = F32) -> int:
+        shape = (1, 1, 1, 1, *values.shape)[-4:]
+        made: int = ggml.ggml_new_tensor_4d(self.at, kind, *reversed(shape))
+        values = np.ascontiguousarray(values, np.float16 if kind == F16 else np.float32)
+        data = ggml.ggml_get_data(made)
+        if kind in (F32, F16):
+            ctypes.memmove(data, values.ctypes.data, values.nbytes)
+        else:
+            rows = values.size // shape[-1]
+            ggml.ggml_quantize_chunk(kind, values.ctypes.data, data, 0, rows, shape[-1], None)
+        return made
+
+    def result(self, tensor: int, *shape: int) -> Floats:
+        graph = ggml.ggml_new_graph(self.at)
+        ggml.ggml_build_forward_expand(graph, tensor)
+        ggml.ggml_graph_compute_with_ctx(self.at, graph, 1)
+        data = ctypes.cast(ggml.ggml_get_data(tensor), ctypes.POINTER(FLOAT))
+        return np.ctypeslib.as_array(data, shape).copy()
+
+
+@pytest.fixture
+def graph() -> Iterator[Graph]:
+    made = Graph()
+    yield made
+    ggml.ggml_free(made.at)
+
+
+def test_they_are_in_the_llama_cpp_that_was_installed():
+    assert kernels()
+
+
+def numbers(*shape: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+# --- products -----------------------------------------------------------------------------
+@pytest.mark.parametrize(("kind", "error"), [(Q8_0, 0.02), (Q4_1, 0.12)])
+def test_a_product_is_that_of_the_matrices_but_for_rounding(graph: Graph, kind: int, error: float):
+    weights, rows = numbers(136, 192, seed=1), numbers(7, 192, seed=2)
+    made = graph.result(
+        ggml.ggml_mul_mat(graph.at, graph.tensor(weights, kind), graph.tensor(rows)), 7, 136
+    )
+    right = rows @ weights.T
+    assert np.abs(made - right).mean() < error * np.abs(right).mean()
+
+
+@pytest.mark.parametrize("kind", [Q8_0, Q4_1])
+def test_a_row_has_the_same_product_alone_and_among_others(graph: Graph, kind: int):
+    weights, rows = graph.tensor(numbers(64, 96, seed=3), kind), numbers(9, 96, seed=4)
+    together = graph.result(ggml.ggml_mul_mat(graph.at, weights, graph.tensor(rows)), 9, 64)
+    for count in (1, 2, 3, 4, 5):
+        some = graph.tensor(rows[:count])
+        made = graph.result(ggml.ggml_mul_mat(graph.at, weights, some), count, 64)
+        assert np.array_equal(made, together[:count])
+
+
+# --- attention ----------------------------------------------------------------------------
+HEADS, SHARED, CELLS = 2, 3, 256
+
+
+def attention(
+    graph: Graph, query: Floats, cache: tuple[Floats, Floats], mask: Floats, kind: int,
+    cap: float = 0,
+) -> Floats:  # fmt: skip
+    keys, values = (graph.tensor(part, kind) for part in cache)
+    queries, width = query.shape[1:]
+    seen = graph.tensor(np.where(mask, 0, -np.inf).astype(np.float32), F16)
+    scale = FLOAT(1 / width**0.5)
+    made = ggml.ggml_flash_attn_ext(
+        graph.at, graph.tensor(query), keys, values, seen, scale, FLOAT(0), FLOAT(cap)
+    )
+    before = ggml.chatsite_attention_passed_on()
+    found = graph.result(made, queries, HEADS * SHARED, cache[1].shape[-1])
+    assert ggml.chatsite_attention_passed_on() - before == bool(cap)  # otherwise it was ours
+    return found
+
+
+def textbook(query: Floats, cache: tuple[Floats, Floats], mask: Floats) -> Floats:
+    keys, values = (np.repeat(part, SHARED, axis=0).astype(np.float64) for part in cache)
+    scores = query @ keys.swapaxes(1, 2) / query.shape[-1] ** 0.5
+    scores = np.where(mask, scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    found: Floats = (weights / weights.sum(-1, keepdims=True) @ values).swapaxes(0, 1)
+    return found
+
+
+def case(queries: int, key_width: int = 64, value_width: int = 64):
+    """Queries that see a little more of the cache each, with gaps in what they see."""
+    query = numbers(HEADS * SHARED, queries, key_width, seed=5)
+    cache = numbers(HEADS, CELLS, key_width, seed=6), numbers(HEADS, CELLS, value_width, seed=7)
+    first = 90
+    mask = np.arange(CELLS)[None] <= first + np.arange(queries)[:, None]
+    mask[:, 20:30] = False
+    return query, cache, mask
+
+
+@pytest.mark.parametrize(("kind", "error"), [(F16, 0.002), (Q8_0, 0.02)])
+@pytest.mark.parametrize("widths", [(64, 64), (128, 128), (96, 64), (32, 160)])
+def test_attention_is_the_textbooks_but_for_rounding(
+    graph: Graph, kind: int, error: float, widths: tuple[int, int]
+):
+    query, cache, mask = case(20, *widths)
+    made = attention(graph, query, cache, mask, kind)
+    assert np.abs(made - textbook(query, cache, mask)).max() < error * 5
+    assert np.abs(made - textbook(query, cache, mask)).mean() < error
+
+
+@pytest.mark.parametrize("kind", [F16, Q8_0])
+def test_a_query_is_answered_the_same_alone_and_among_others(graph: Graph, kind: int):
+    query, cache, mask = case(70)
+    together = attention(graph, query, cache, mask, kind)
+    for at in (0, 31, 69):
+        alone = attention(graph, query[:, at : at + 1], cache, mask[at : at + 1], kind)
+        assert np.array_equal(alone[0], together[at])
+
+
+def test_cells_nobody_sees_may_hold_anything(graph: Graph):
+    query, (keys, values), mask = case(3)
+    right = attention(graph, query, (keys, values), mask, F16)
+    keys[:, 100:], values[:, 100:] = 60_000, -60_000
+    assert np.array_equal(attention(graph, query, (keys, values), mask, F16), right)
+
+
+def test_a_query_that_sees_nothing_gets_zeros(graph: Graph):
+    query, cache, mask = case(2)
+    mask[0] = False
+    made = attention(graph, query, cache, mask, F16)
+    assert not made[0].any()
+    assert made[1].any()
+
+
+def test_what_a_model_adds_to_attention_is_left_to_ggml(graph: Graph):
+    """Scores are bent to stay below a cap: far from it that is nearly the same."""
+    query, cache, mask = case(4)
+    made = attention(graph, query, cache, mask, F16, cap=1000)
+    assert np.abs(made - textbook(query, cache, mask)).max() < 0.02
