@@ -81,10 +81,10 @@ class Drive:
 
     @property
     def is_alone(self) -> bool:
-        """On its last try and without a new token yet: nothing may run beside it."""
+        """Tried in vain before, and without a new token yet: nothing may run beside it."""
         run = self._generation
-        on_last_try = run.fruitless_attempts >= run.MAX_FRUITLESS_ATTEMPTS
-        return on_last_try and self._tail.seq <= run.log_seq
+        in_vain = run.fruitless_attempts + run.shared_attempts
+        return in_vain > run.UNSUSPECTED_ATTEMPTS and self._tail.seq <= run.log_seq
 
     # --- from the runner ------------------------------------------------------------------
     def hand_over(self) -> None:
@@ -137,7 +137,7 @@ class Drive:
 
     @property
     def _may_summarise(self) -> bool:
-        """Not once the answer is begun, whose prompt must stay; a last try takes no chances."""
+        """Not once the answer is begun, whose prompt must stay; a suspect takes no chances."""
         prompt = self._generation.prompt
         is_decided = prompt.summary or prompt.sha256 or self.is_alone
         return settings.SUMMARISE_LEFT_OUT and not is_decided

@@ -105,6 +105,7 @@ class Generation(models.Model):
 
     ACTIVE = (Status.QUEUED, Status.RUNNING)
     MAX_FRUITLESS_ATTEMPTS = 3
+    UNSUSPECTED_ATTEMPTS = 2
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     user = models.ForeignKey(
@@ -128,6 +129,9 @@ class Generation(models.Model):
     attempts = models.PositiveIntegerField(default=0)
     fruitless_attempts = models.PositiveIntegerField(
         default=0, help_text="Claims in a row that added nothing to the log"
+    )
+    shared_attempts = models.PositiveIntegerField(
+        default=0, help_text="The same beside other runs, one of which may have been to blame"
     )
 
     # The head of the log.

@@ -102,20 +102,22 @@ class GenerationQuerySet(QuerySet["Generation"]):
     ) -> "list[Generation]":
         """Take up to `limit` runs of a release for this worker: fence raised, lease started.
 
-        A run on its last try is taken only by an idle worker, and alone: should the process
-        die again, it is to blame, and nobody else's answer is lost with it.
+        A run that was tried twice in vain is taken only by an idle worker, and alone: should
+        the process die again, it is to blame, and nobody else's answer is lost with it.
         """
         with transaction.atomic():
             chosen = _together(self._lock_candidates(release, limit), idle)
-            return self._take(chosen, boot_id) if chosen else []
+            alone = idle and len(chosen) == 1
+            return self._take(chosen, boot_id, alone) if chosen else []
 
     def _lock_candidates(self, release: "Release", limit: int) -> list[tuple[Any, bool]]:
-        """Keys of runs that are nobody's, first come first, and whether each is on its last try."""
+        """Keys of runs that are nobody's, first come first, and whether each is suspected."""
         # Raw SQL, here and below: every first token waits for it, and building the same
         # queries through the ORM took three times as long as running them.
-        most = self.model.MAX_FRUITLESS_ATTEMPTS
+        most, unsuspected = self.model.MAX_FRUITLESS_ATTEMPTS, self.model.UNSUSPECTED_ATTEMPTS
         sql = f"""
-            SELECT id, fruitless_attempts >= {most - 1} FROM inference_generation
+            SELECT id, fruitless_attempts + shared_attempts >= {unsuspected}
+            FROM inference_generation
             WHERE release_id = %s AND fruitless_attempts < {most}
                 AND status IN ('queued', 'running')
                 AND (status = 'queued' OR lease_until < {now_sql()})
@@ -125,7 +127,7 @@ class GenerationQuerySet(QuerySet["Generation"]):
             cursor.execute(sql, [release.pk, limit])
             return list(cursor.fetchall())
 
-    def _take(self, keys: list[Any], boot_id: UUID) -> "list[Generation]":
+    def _take(self, keys: list[Any], boot_id: UUID, alone: bool) -> "list[Generation]":
         """Claim these rows, which this transaction has locked; they come with their prompts."""
         from inference.models import Prompt
 
@@ -133,7 +135,8 @@ class GenerationQuerySet(QuerySet["Generation"]):
         sql = f"""
             UPDATE inference_generation
             SET status = 'running', fence = fence + 1, attempts = attempts + 1,
-                fruitless_attempts = fruitless_attempts + 1, boot_id = %s,
+                fruitless_attempts = fruitless_attempts + {int(alone)},
+                shared_attempts = shared_attempts + {int(not alone)}, boot_id = %s,
                 lease_until = {now_sql(LEASE)}, started_at = COALESCE(started_at, {now_sql()})
             WHERE id IN ({marks}) RETURNING *
         """
@@ -165,6 +168,7 @@ class GenerationQuerySet(QuerySet["Generation"]):
             lease_until=Now() - LEASE,
             attempts=F("attempts") - 1,
             fruitless_attempts=Greatest(F("fruitless_attempts"), 1) - 1,  # 0 after any token
+            shared_attempts=Greatest(F("shared_attempts"), 1) - 1,
         )
         return bool(released)
 
@@ -210,10 +214,10 @@ class GenerationQuerySet(QuerySet["Generation"]):
 
 
 def _together(candidates: "Iterable[tuple[Any, bool]]", idle: bool) -> list[Any]:
-    """Keys of the first candidates that may run side by side; one on its last try only alone."""
+    """Keys of the first candidates that may run side by side; a suspected one only alone."""
     chosen: list[Any] = []
-    for key, is_on_its_last_try in candidates:
-        if is_on_its_last_try:
+    for key, is_suspected in candidates:
+        if is_suspected:
             return chosen or ([key] if idle else [])
         chosen.append(key)
     return chosen

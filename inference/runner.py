@@ -91,7 +91,7 @@ class Runner:
         if self._drives.get(run.pk) is drive:
             del self._drives[run.pk]
         if not task.cancelled() and (error := task.exception()):
-            # Its lease runs out and the run is tried again, at most three times in vain.
+            # Its lease runs out and the run is tried again, at most three times alone and in vain.
             log.error("Generation %s broke off.", run.pk, exc_info=error)
         if self._bell:
             self._bell.ring()  # a slot is free

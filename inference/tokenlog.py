@@ -141,7 +141,8 @@ class DatabaseLog:
         sql = f"""
             UPDATE inference_generation
             SET log_seq = log_seq + 1, log_characters = log_characters + %s,
-                fruitless_attempts = 0, first_token_at = COALESCE(first_token_at, {now_sql()})
+                fruitless_attempts = 0, shared_attempts = 0,
+                first_token_at = COALESCE(first_token_at, {now_sql()})
             WHERE id = %s AND fence = %s AND log_seq = %s AND status = 'running'
             RETURNING epoch, log_characters, cancelled_at
         """  # (SQLite 3.40 answers `cancelled_at IS NOT NULL` wrongly in a RETURNING clause)

@@ -25,8 +25,8 @@ def claim(release: Release, limit: int = 10, boot_id: UUID | None = None) -> lis
     return Generation.objects.claim(release, boot_id or uuid4(), limit)
 
 
-def expire(run: Generation) -> None:
-    Generation.objects.filter(pk=run.pk).update(lease_until=Now() - LEASE)
+def expire(*runs: Generation) -> None:
+    Generation.objects.filter(pk__in=[run.pk for run in runs]).update(lease_until=Now() - LEASE)
 
 
 def test_a_claim_raises_the_fence_and_counts_the_attempt(alice: User, release: Release):
@@ -141,6 +141,22 @@ def test_three_claims_without_a_token_are_the_last(alice: User, release: Release
     run.refresh_from_db()
     assert (run.status, run.attempts) == ("failed", 3)
     assert run.error
+
+
+def test_a_run_that_was_only_near_when_workers_died_is_not_given_up(alice: User, release: Release):
+    """Beside others twice, then alone: only what happens to it alone counts against it."""
+    first, second = enqueue(alice, release), enqueue(alice, release)
+    for _ in range(2):
+        assert {run.pk for run in claim(release)} == {first.pk, second.pk}
+        expire(first, second)
+    for _ in range(2):
+        assert [run.pk for run in claim(release)] == [first.pk]
+        expire(first)
+    [run] = claim(release)
+    assert (run.attempts, run.fruitless_attempts, run.shared_attempts) == (5, 3, 2)
+    run.log.append(run.fence, 1, "x", [1])
+    run.refresh_from_db()
+    assert (run.fruitless_attempts, run.shared_attempts) == (0, 0)
 
 
 def test_a_token_clears_the_count_of_fruitless_attempts(alice: User, release: Release):

@@ -184,7 +184,7 @@ async def test_a_stop_during_the_summary_ends_the_run(alice: User, release: Rele
 
 @in_the_database
 @pytest.mark.usefixtures("wanted")
-async def test_on_its_last_try_a_run_takes_no_chances(alice: User, release: Release, engine):
+async def test_a_run_that_was_tried_in_vain_takes_no_chances(alice: User, release: Release, engine):
     engine._context = 500
     run = await in_database(ask, alice, release, *QUESTION)
     mine = Generation.objects.filter(pk=run.pk).select_related("prompt")
