@@ -37,8 +37,12 @@ test-suites: dev
 	echo "Waiting for the suite on PostgreSQL…"; wait $$postgres || ok=1; \
 	cat $$log; rm -f $$log; $(MAKE) test-browser || ok=1; exit $$ok
 
+# Most tests wait for something: those of two files at a time. (Not the browser's: they look for
+# states that pass quickly.)
+SEVERAL = -n 2 --dist loadfile
+
 test-sqlite: dev
-	$(BIN)/python -m pytest -m "not browser" $(PYTEST)
+	$(BIN)/python -m pytest $(SEVERAL) -m "not browser" $(PYTEST)
 
 test-browser: dev
 	$(BIN)/python -m pytest -m browser tests/browser $(PYTEST)
