@@ -1,16 +1,12 @@
 """Fixtures for every test: Alice (an owner), Bob (a stranger), Charlie (staff)."""
 
-from tests import environment
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
-environment.prepare()  # before anything reads the settings
-
-import os  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
-from typing import TYPE_CHECKING, Any  # noqa: E402
-
-import django  # noqa: E402
-import pytest  # noqa: E402
-from django.conf import settings as site_settings  # noqa: E402
+import django
+import pytest
+from django.conf import settings as site_settings
 
 assert site_settings.DATABASES  # read now, from the environment just prepared
 django.setup()  # before a conftest further down imports models

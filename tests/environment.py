@@ -1,4 +1,7 @@
-"""The environment of a test run; imported before Django's settings are read.
+"""The environment of a test run, prepared on import: as the first of pytest's plugins.
+
+pytest-django reads the settings before any conftest if DJANGO_SETTINGS_MODULE is set, and a
+process that pytest-xdist starts inherits it: with the data folder of the one that started it.
 
 Nothing here may import Django: settings read the environment once, on import.
 """
@@ -52,3 +55,6 @@ def start_postgres(folder: Path) -> str:
     server.psql("ALTER SYSTEM SET full_page_writes = off")
     server.psql("SELECT pg_reload_conf()")
     return str(server.get_uri())
+
+
+prepare()
