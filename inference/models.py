@@ -105,7 +105,7 @@ class Generation(models.Model):
 
     ACTIVE = (Status.QUEUED, Status.RUNNING)
     MAX_FRUITLESS_ATTEMPTS = 3
-    UNSUSPECTED_ATTEMPTS = 2
+    UNSUSPECTED_ATTEMPTS = 2  # of either kind; after so many, a run is tried alone
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     user = models.ForeignKey(

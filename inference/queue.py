@@ -168,7 +168,7 @@ class GenerationQuerySet(QuerySet["Generation"]):
             lease_until=Now() - LEASE,
             attempts=F("attempts") - 1,
             fruitless_attempts=Greatest(F("fruitless_attempts"), 1) - 1,  # 0 after any token
-            shared_attempts=Greatest(F("shared_attempts"), 1) - 1,
+            shared_attempts=Greatest(F("shared_attempts"), 1) - 1,  # which it was is not known
         )
         return bool(released)
 

@@ -3,7 +3,7 @@
 // In place of ggml's for the layout it keeps such weights in on these processors: eight rows
 // side by side. A block's products are summed in whole numbers, without loss, and the blocks
 // added up in order; so every row of the other side gets the same values whether it comes
-// alone or among others. (ggml's differ between the two for IQ4_NL.)
+// alone or among others.
 
 #include <immintrin.h>
 

@@ -17,7 +17,6 @@ from inference.engines.llama_library import kernels
 
 ggml = llama_cpp.llama_cpp._lib
 F32, F16, Q4_1, Q8_0 = 0, 1, 3, 8
-ROW_BYTES = {F32: 4.0, F16: 2.0, Q4_1: 20 / 32, Q8_0: 34 / 32}
 Floats = NDArray[np.float32]
 
 FITS = sys.platform == "linux" and " avx2 " in Path("/proc/cpuinfo").read_text()
