@@ -263,7 +263,8 @@ class Engine(Protocol):
     def capacity(self) -> Capacity: ...
 
     def fingerprint(self) -> str:
-        """Weights, build and settings in one line: equal fingerprints, equal answers."""
+        """Build, machine and settings in one line. With the same release, which names the weights,
+        equal fingerprints make equal answers, as far as the engine can promise that."""
         ...
 
     def seconds_without_progress(self) -> float:

@@ -115,9 +115,9 @@ class LlamaCppEngine:
 
     def fingerprint(self) -> str:
         template = hashlib.sha256(self._weights.template_source().encode()).hexdigest()[:12]
-        told = f"{build()} cache = {self._context.cache} on {processor()}"
-        told += f" file={self._path.name} template={template}"
-        return f"{told} reproducible threads={self._threads}" if self._reproducible else told
+        alone = f" reproducible threads={self._threads}" * self._reproducible
+        told = f"{build()} cache = {self._context.cache}{alone} on {processor()}"
+        return f"{told} template={template} file={self._path.name}"
 
     def seconds_without_progress(self) -> float:
         return self._batcher.seconds_without_progress()

@@ -16,6 +16,8 @@ from typing import Any
 # others before it sleeps. A thread that never sleeps holds up the one it waits for if a
 # neighbour has that one's core; one that sleeps at once wakes too late (docs/architecture.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# A crash is to end the process at once, not to start a debugger in it first.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 import llama_cpp as library
 import numpy as np
@@ -184,7 +186,8 @@ class Context:
         self._memory = library.llama_get_memory(self.handle)
         self._batch = library.llama_batch_init(batch, 0, 1)
         self._vocabulary = weights.size
-        self.tokens = library.llama_n_ctx_seq(self.handle)
+        # llama.cpp rounds up, which would be past the places a model has learned.
+        self.tokens = min(tokens, library.llama_n_ctx_seq(self.handle))
 
     def decode(self, entries: Sequence[Entry]) -> list[Logits] | None:
         """Evaluate these tokens in one go: the logits wanted, in order; None when aborted.
@@ -279,12 +282,13 @@ def _attends(handle: Any) -> bool:
 
     By this thread alone: helpers of its own would take the decode thread's from spinning.
     """
-    before = _passed_on()
+    ours, passed_on = _attentions()
     library.llama_set_n_threads(handle, 1, 1)
     token = (library.llama_token * 1)(0)
     result = library.llama_decode(handle, library.llama_batch_get_one(token, 1))
     library.llama_memory_clear(library.llama_get_memory(handle), True)
-    return bool(result == 0 and _passed_on() == before)
+    now_ours, now_passed_on = _attentions()
+    return bool(result == 0 and now_ours != ours and now_passed_on == passed_on)
 
 
 def kernels() -> int:
@@ -293,10 +297,9 @@ def kernels() -> int:
     return version()
 
 
-def _passed_on() -> int:
-    """How many attentions of this process so far were not our kernel's."""
-    count: Callable[[], int] = _symbols.chatsite_attention_passed_on
-    return count()
+def _attentions() -> tuple[int, int]:
+    """How many of this process so far were our kernel's, and how many were not."""
+    return _symbols.chatsite_attention_ours(), _symbols.chatsite_attention_passed_on()
 
 
 _symbols = library.llama_cpp._lib  # dlsym looks into what it was linked with, too

@@ -22,12 +22,14 @@ extern "C" void __wrap_ggml_compute_forward_flash_attn_ext(const ggml_compute_pa
 
 // For inference/engines/llama_library.py. The number is raised when a change makes other values.
 extern "C" int chatsite_kernels();
+extern "C" int chatsite_attention_ours();
 extern "C" int chatsite_attention_passed_on();
 
-int chatsite_kernels() { return 1; }
+int chatsite_kernels() { return 2; }
 
-// How often an attention was none of ours (its format, or what its model adds) and was ggml's.
-static std::atomic<int> passed_on{0};
+// How often an attention was ours; how often not (its format, or what its model adds) but ggml's.
+static std::atomic<int> ours{0}, passed_on{0};
+int chatsite_attention_ours() { return ours; }
 int chatsite_attention_passed_on() { return passed_on; }
 
 namespace {
@@ -230,6 +232,7 @@ struct Attention {
 
     int64_t units() const { return streams * groups * blocks; }
 
+    // That a thread needs for its work. ggml reserves the room, for its own tiles.
     size_t floats() const { return (CELLS + ROWS) * (key_width + value_width) + CELLS; }
 
     const uint16_t * mask_of(int64_t query, int64_t head, int64_t stream) const {
@@ -303,11 +306,13 @@ struct Attention {
 
 extern "C" void __wrap_ggml_compute_forward_flash_attn_ext(const ggml_compute_params * params, ggml_tensor * dst) {
     const Attention attention(dst);
-    if (params->use_ref || !attention.is_ours()) {
+    const bool has_room = params->wsize >= params->nth * attention.floats() * sizeof(float);
+    if (params->use_ref || !attention.is_ours() || !has_room) {
         passed_on += params->ith == 0;
         __real_ggml_compute_forward_flash_attn_ext(params, dst);
         return;
     }
+    ours += params->ith == 0;
     float * work = static_cast<float *>(params->wdata) + params->ith * attention.floats();
     if (params->ith == 0) {
         ggml_threadpool_chunk_set(params->threadpool, params->nth);

@@ -4,7 +4,7 @@
 set(OUR_KERNELS "${CMAKE_CURRENT_LIST_DIR}")
 set(OUR_KERNELS_REPLACE
   ggml_compute_forward_flash_attn_ext
-  ggml_compute_forward_mul_mat_tiled
+  ggml_compute_forward_mul_mat_tiled ggml_compute_forward_mul_mat_id_tiled
   ggml_gemm_iq4_nl_8x8_q8_0 ggml_gemv_iq4_nl_8x8_q8_0
   ggml_gemm_q4_0_8x8_q8_0 ggml_gemv_q4_0_8x8_q8_0)
 

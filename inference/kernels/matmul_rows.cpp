@@ -12,11 +12,18 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
 extern "C" bool __wrap_ggml_compute_forward_mul_mat_tiled(const ggml_compute_params *, ggml_tensor *);
+extern "C" bool __wrap_ggml_compute_forward_mul_mat_id_tiled(const ggml_compute_params *, ggml_tensor *, int64_t, int64_t, const int32_t *, char *);
+
+// How often such a product was made.
+extern "C" int chatsite_rows_ours();
+static std::atomic<int> ours{0};
+int chatsite_rows_ours() { return ours; }
 
 namespace {
 
@@ -265,7 +272,13 @@ template <class Format> struct Product {
         }
     }
 
-    void run() const {
+    bool has_room() const { return params->wsize >= rows * row_bytes; }
+
+    bool run() const {
+        if (!has_room()) {
+            return false;
+        }
+        ours += params->ith == 0;
         quantise();
         if (params->ith == 0) {
             ggml_threadpool_chunk_set(params->threadpool, params->nth);
@@ -278,6 +291,7 @@ template <class Format> struct Product {
         for (int64_t it = params->ith; it < chunks; it = ggml_threadpool_chunk_add(params->threadpool, 1)) {
             chunk(it * CHUNK, work);
         }
+        return true;
     }
 };
 
@@ -297,8 +311,13 @@ extern "C" bool __wrap_ggml_compute_forward_mul_mat_tiled(const ggml_compute_par
         return false;
     }
     switch (dst->src[0]->type) {
-        case GGML_TYPE_Q8_0: Product<Q8_0>(params, dst).run(); return true;
-        case GGML_TYPE_Q4_1: Product<Q4_1>(params, dst).run(); return true;
+        case GGML_TYPE_Q8_0: return Product<Q8_0>(params, dst).run();
+        case GGML_TYPE_Q4_1: return Product<Q4_1>(params, dst).run();
         default: return false;
     }
+}
+
+// As much for mixtures of experts, whose products are made an expert at a time.
+extern "C" bool __wrap_ggml_compute_forward_mul_mat_id_tiled(const ggml_compute_params *, ggml_tensor *, int64_t, int64_t, const int32_t *, char *) {
+    return false;
 }

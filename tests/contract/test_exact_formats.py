@@ -1,10 +1,12 @@
-"""A token's values are the same to the bit however it is evaluated, in every format of weights.
+"""A token's values are the same to the bit however it is evaluated, in many formats of weights.
 
 llama.cpp alone does not do that for K-quants (inference/kernels, docs/architecture.md).
 """
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import llama_cpp
@@ -12,7 +14,7 @@ import pytest
 
 from inference.engines.llama_library import Context, Entry, Weights
 from tests.contract.conftest import model_file
-from tests.inference.test_kernels import FITS
+from tests.inference.test_kernels import FITS, ggml
 
 pytestmark = [
     pytest.mark.real_model,
@@ -21,8 +23,8 @@ pytestmark = [
 
 # ggml's numbers of formats, by the tensors that are to have them. K-quants need rows of a
 # multiple of 256 numbers, which only ffn_down has here: a format for each few layers.
-Q4_0, Q4_1, Q5_0, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS = (
-    2, 3, 6, 8, 10, 11, 12, 13, 14, 20, 23,
+F32, F16, Q4_0, Q4_1, Q5_0, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, BF16 = (
+    0, 1, 2, 3, 6, 8, 10, 11, 12, 13, 14, 20, 23, 30,
 )  # fmt: skip
 PLAIN = {b"attn_q": Q4_0, b"attn_k": IQ4_NL, b"attn_v": Q4_1, b"attn_out": Q5_0, b"ffn_up": Q8_0}
 MIXED = PLAIN | {
@@ -30,6 +32,7 @@ MIXED = PLAIN | {
     rb"blk\.[4-6]\.ffn_down": Q3_K, rb"blk\.[7-9]\.ffn_down": IQ4_XS,
 }  # fmt: skip
 WITH_Q4_K = {b"attn_q": Q4_0, b"ffn_down": Q4_K}
+WIDE = {b"attn_q": F16, b"attn_k": BF16, b"attn_v": F32, b"ffn_up": BF16, b"ffn_down": F16}
 TOKENS = [100 + (i * i * 31 + i * 7) % 20_000 for i in range(90)]
 
 
@@ -45,14 +48,22 @@ def file_with(formats: dict[bytes, int], folder: Path) -> Path:
     return target
 
 
-@pytest.fixture(params=[MIXED, WITH_Q4_K], ids=["all but Q4_K", "Q4_K"])
-def context(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Context]:
-    weights = Weights(file_with(request.param, tmp_path), lambda percent: None)
+@contextmanager
+def loaded(file: Path) -> Iterator[Context]:
+    weights = Weights(file, lambda percent: None)
     made = Context(weights, 3, 256, 96)
     made.use_threads(1)  # more would take the spinning from other tests' engines
     yield made
     made.free()
     weights.free()
+
+
+@pytest.fixture(
+    params=[MIXED, WITH_Q4_K, WIDE], ids=["small ones but Q4_K", "Q4_K", "of 16 and 32 bits"]
+)
+def context(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Context]:
+    with loaded(file_with(request.param, tmp_path)) as made:
+        yield made
 
 
 def evaluated(context: Context, slot: int, sizes: Sequence[int]) -> list[bytes]:
@@ -81,3 +92,19 @@ def test_each_token_alone_in_chunks_or_beside_others_comes_out_the_same(context:
         rows = context.decode(entries)
         assert rows
         assert rows[0].tobytes() == alone[position]
+
+
+def test_more_threads_make_the_same_values(context: Context):
+    alone = evaluated(context, 0, [64, 1, 17, 2, 5, 1])
+    with ThreadPoolExecutor(1) as caller:  # OpenMP's threads end with the one that called
+        for slot, threads in (1, 2), (2, 3):
+            context.use_threads(threads)
+            assert caller.submit(evaluated, context, slot, [89, 1]).result() == alone
+
+
+@pytest.mark.parametrize("kind", [Q4_0, IQ4_NL])
+def test_weights_that_can_be_rearranged_are_multiplied_by_our_kernel(tmp_path: Path, kind: int):
+    with loaded(file_with({b"ffn_up": kind}, tmp_path)) as context:
+        before = ggml.chatsite_packed_ours()
+        evaluated(context, 0, [5])
+        assert ggml.chatsite_packed_ours() > before

@@ -1,11 +1,12 @@
 """Our kernels compute what the textbook says, for one token and for many alike.
 
-They are called through ggml's own graphs, on one thread.
+They are called through ggml's own graphs.
 """
 
 import ctypes
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import llama_cpp
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from inference.engines.llama_library import kernels
 
 ggml = llama_cpp.llama_cpp._lib
-F32, F16, Q4_1, Q8_0 = 0, 1, 3, 8
+F32, F16, Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, I32 = 0, 1, 2, 3, 8, 12, 14, 26
 Floats = NDArray[np.float32]
 
 FITS = sys.platform == "linux" and " avx2 " in Path("/proc/cpuinfo").read_text()
@@ -34,6 +35,7 @@ for name, arguments in {
     "ggml_new_tensor_4d": [POINTER, ctypes.c_int, LONG, LONG, LONG, LONG],
     "ggml_get_data": [POINTER],
     "ggml_mul_mat": [POINTER] * 3,
+    "ggml_mul_mat_id": [POINTER] * 4,
     "ggml_flash_attn_ext": [*[POINTER] * 5, FLOAT, FLOAT, FLOAT],
     "ggml_new_graph": [POINTER],
     "ggml_build_forward_expand": [POINTER] * 2,
@@ -62,10 +64,16 @@ class Graph:
             ggml.ggml_quantize_chunk(kind, values.ctypes.data, data, 0, rows, shape[-1], None)
         return made
 
-    def result(self, tensor: int, *shape: int) -> Floats:
+    def whole_numbers(self, values: NDArray[np.int32]) -> int:
+        made: int = ggml.ggml_new_tensor_4d(self.at, I32, *reversed((1, 1, *values.shape)))
+        ctypes.memmove(ggml.ggml_get_data(made), values.ctypes.data, values.nbytes)
+        return made
+
+    def result(self, tensor: int, *shape: int, threads: int = 1) -> Floats:
         graph = ggml.ggml_new_graph(self.at)
         ggml.ggml_build_forward_expand(graph, tensor)
-        ggml.ggml_graph_compute_with_ctx(self.at, graph, 1)
+        with ThreadPoolExecutor(1) as caller:  # OpenMP's threads end with the one that called
+            caller.submit(ggml.ggml_graph_compute_with_ctx, self.at, graph, threads).result()
         data = ctypes.cast(ggml.ggml_get_data(tensor), ctypes.POINTER(FLOAT))
         return np.ctypeslib.as_array(data, shape).copy()
 
@@ -89,9 +97,11 @@ def numbers(*shape: int, seed: int = 0) -> Floats:
 @pytest.mark.parametrize(("kind", "error"), [(Q8_0, 0.02), (Q4_1, 0.12)])
 def test_a_product_is_that_of_the_matrices_but_for_rounding(graph: Graph, kind: int, error: float):
     weights, rows = numbers(136, 192, seed=1), numbers(7, 192, seed=2)
+    before = ggml.chatsite_rows_ours()
     made = graph.result(
         ggml.ggml_mul_mat(graph.at, graph.tensor(weights, kind), graph.tensor(rows)), 7, 136
     )
+    assert ggml.chatsite_rows_ours() == before + 1
     right = rows @ weights.T
     assert np.abs(made - right).mean() < error * np.abs(right).mean()
 
@@ -100,10 +110,68 @@ def test_a_product_is_that_of_the_matrices_but_for_rounding(graph: Graph, kind: 
 def test_a_row_has_the_same_product_alone_and_among_others(graph: Graph, kind: int):
     weights, rows = graph.tensor(numbers(64, 96, seed=3), kind), numbers(9, 96, seed=4)
     together = graph.result(ggml.ggml_mul_mat(graph.at, weights, graph.tensor(rows)), 9, 64)
-    for count in (1, 2, 3, 4, 5):
+    for count, threads in (1, 1), (2, 2), (3, 1), (4, 2), (5, 3), (9, 2):
         some = graph.tensor(rows[:count])
-        made = graph.result(ggml.ggml_mul_mat(graph.at, weights, some), count, 64)
+        product = ggml.ggml_mul_mat(graph.at, weights, some)
+        made = graph.result(product, count, 64, threads=threads)
         assert np.array_equal(made, together[:count])
+
+
+@pytest.mark.parametrize("kind", [Q8_0, Q4_0, Q4_1, Q4_K, Q6_K])
+def test_an_expert_gives_a_row_the_same_alone_and_among_others(graph: Graph, kind: int):
+    weights, rows = graph.tensor(numbers(2, 64, 256, seed=8), kind), numbers(160, 1, 256, seed=9)
+    experts = (np.arange(160, dtype=np.int32) % 2)[:, None]
+
+    def product(some: slice) -> Floats:
+        count = len(rows[some])
+        chosen = graph.whole_numbers(np.ascontiguousarray(experts[some]))
+        made = ggml.ggml_mul_mat_id(graph.at, weights, graph.tensor(rows[some]), chosen)
+        return graph.result(made, count, 64)
+
+    together = product(slice(None))
+    for at in (0, 1, 77):
+        assert np.array_equal(product(slice(at, at + 1))[0], together[at])
+
+
+# Eight rows of weights side by side (matmul_packed.cpp); a block is 32 numbers of each row.
+def blocks(count: int, numbers: int, seed: int) -> bytes:
+    """Blocks of eight scales and so many bytes that mean anything."""
+    some = np.random.default_rng(seed)
+    parts = (
+        some.uniform(0.01, 0.1, 8).astype(np.float16).tobytes() + some.bytes(numbers)
+        for _ in range(count)
+    )
+    return b"".join(parts)
+
+
+def other_side(rows: int, count: int, seed: int) -> bytes:
+    """Blocks of a scale a row and 32 numbers a row, never the byte -128."""
+    some = np.random.default_rng(seed)
+    parts = (
+        some.uniform(0.01, 0.1, rows).astype(np.float16).tobytes()
+        + some.integers(-127, 128, 32 * rows, dtype=np.int8).tobytes()
+        for _ in range(count)
+    )
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "iq4_nl"])
+@pytest.mark.parametrize(("call", "rows"), [("gemm", 4), ("gemv", 1)])
+def test_weights_side_by_side_are_multiplied_as_ggml_does(kind: str, call: str, rows: int):
+    deep, columns = 9, 16
+    weights = blocks(deep * columns // 8, 128, seed=10)
+    other = other_side(rows, deep, seed=11)
+    found = []
+    for who in ("__wrap_ggml", "ggml"):
+        to = np.zeros((rows, columns), np.float32)
+        getattr(ggml, f"{who}_{call}_{kind}_8x8_q8_0")(
+            ctypes.c_int(32 * deep), POINTER(to.ctypes.data), ctypes.c_size_t(columns),
+            weights, other, ctypes.c_int(rows), ctypes.c_int(columns),
+        )  # fmt: skip
+        found.append(to)
+    ours, ggmls = found
+    assert np.abs(ours).min() > 0
+    assert np.abs(ours - ggmls).max() < 1e-4 * np.abs(ggmls).max()
 
 
 # --- attention ----------------------------------------------------------------------------
@@ -112,7 +180,7 @@ HEADS, SHARED, CELLS = 2, 3, 256
 
 def attention(
     graph: Graph, query: Floats, cache: tuple[Floats, Floats], mask: Floats, kind: int,
-    cap: float = 0,
+    cap: float = 0, threads: int = 1,
 ) -> Floats:  # fmt: skip
     keys, values = (graph.tensor(part, kind) for part in cache)
     queries, width = query.shape[1:]
@@ -121,9 +189,10 @@ def attention(
     made = ggml.ggml_flash_attn_ext(
         graph.at, graph.tensor(query), keys, values, seen, scale, FLOAT(0), FLOAT(cap)
     )
-    before = ggml.chatsite_attention_passed_on()
-    found = graph.result(made, queries, HEADS * SHARED, cache[1].shape[-1])
-    assert ggml.chatsite_attention_passed_on() - before == bool(cap)  # otherwise it was ours
+    ours, passed_on = ggml.chatsite_attention_ours(), ggml.chatsite_attention_passed_on()
+    found = graph.result(made, queries, HEADS * SHARED, cache[1].shape[-1], threads=threads)
+    assert ggml.chatsite_attention_ours() - ours == (not cap)
+    assert ggml.chatsite_attention_passed_on() - passed_on == bool(cap)
     return found
 
 
@@ -164,6 +233,8 @@ def test_a_query_is_answered_the_same_alone_and_among_others(graph: Graph, kind:
     for at in (0, 31, 69):
         alone = attention(graph, query[:, at : at + 1], cache, mask[at : at + 1], kind)
         assert np.array_equal(alone[0], together[at])
+    for threads in (2, 3):
+        assert np.array_equal(attention(graph, query, cache, mask, kind, threads=threads), together)
 
 
 def test_cells_nobody_sees_may_hold_anything(graph: Graph):
