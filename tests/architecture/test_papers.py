@@ -8,7 +8,7 @@ from pathlib import Path
 from inference.engines.base import BIAS, BIASES, RANGES, Sampling
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-LOCKS = ("requirements.lock", "requirements-dev.lock", "deploy/node.lock")
+LOCKS = ("requirements.lock", "requirements-dev.lock", "deploy/node.lock", "deploy/build.lock")
 VLLM = "tests/vllm/requirements.txt"
 FROM_ENVIRONMENT = re.compile(r'(?:environ\.get|env_\w+)\(\s*"([A-Z_]+)"')
 FIRST_CELL = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
