@@ -1,7 +1,8 @@
 """A model file's first load on a machine, in a child: a file made to break a loader breaks that.
 
-`python -m inference.engines.trial PATH` loads the file, renders its chat template and decodes a
-token, under limits on memory and processor time and without the site's environment.
+`python -m inference.engines.trial PATH` loads the file, renders its chat template, decodes a
+token and turns every character there is into tokens, under limits on memory and processor time
+and without the site's environment.
 """
 
 import asyncio
@@ -9,9 +10,11 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,6 +31,9 @@ SECONDS = 120  # and one more for each SLOWEST_BYTES of the file
 SLOWEST_BYTES = 20 << 20
 REFUSED = 3
 RUN = 40_000  # characters
+KERNELS = ROOT / "inference" / "kernels"
+CHARACTERS = "".join(chr(it) for it in range(0x110000) if not 0xD800 <= it < 0xE000)
+AT_ONCE = 30_000  # characters
 CONVERSATIONS = (
     # A template may behave as long as there is one message only.
     (Turn("system", "Be brief."), Turn("user", "Hello")),
@@ -60,7 +66,8 @@ def prove(path: Path, sha256: str, stamps: Path) -> None:
 
 def _key(path: Path, sha256: str) -> str:
     facts = path.stat()  # a file that was exchanged is another file
-    build = version("llama-cpp-python")
+    kernels = sorted(KERNELS.iterdir())  # compiled into it
+    build = version("llama-cpp-python") + "".join(map(sha256_of, kernels))
     told = f"{sha256} {build} {facts.st_ino} {facts.st_size} {facts.st_mtime_ns}"
     return hashlib.sha256(told.encode()).hexdigest()
 
@@ -120,7 +127,19 @@ async def _load(path: Path) -> None:
     for turns in CONVERSATIONS:
         with contextlib.suppress(RequestRefused):  # some take no system message
             await engine.count_tokens(turns)
+    for text in _every_character():
+        await engine.count_tokens((Turn("user", text),))
     await engine.stop()
+
+
+def _every_character() -> Iterator[str]:
+    """Texts of all there are: llama.cpp ends the process where a vocabulary has no tokens for one.
+
+    In an order nobody could prepare for, with tokens for several that hide the one that lacks.
+    """
+    order = random.SystemRandom().sample(CHARACTERS, len(CHARACTERS))
+    for begin in range(0, len(order), AT_ONCE):
+        yield "".join(order[begin : begin + AT_ONCE])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A model file's first load happens in a child: what breaks the loader breaks no worker."""
 
+import asyncio
 import os
 import shutil
 import struct
@@ -9,11 +10,12 @@ from typing import Any
 import pytest
 
 from inference.engines import trial
-from inference.engines.base import EngineError
+from inference.engines.base import EngineError, Request, RequestRefused, Sampling, Turn
+from inference.engines.llama_cpp import LlamaCppEngine
 from inference.engines.trial import prove
 from inference.hashes import sha256_of
 from tests.contract.conftest import model_file
-from tests.inference.gguf_files import gguf
+from tests.inference.gguf_files import gguf, gpt2_with_places, llama_that_knows
 
 BLOCKS = b"llama.block_count" + struct.pack("<I", 4)
 
@@ -53,6 +55,40 @@ def test_a_file_the_loader_refuses_is_refused_in_its_words(tmp_path, stamps):
     path.write_bytes(gguf())
     with pytest.raises(EngineError, match="is broken or not supported"):
         prove(path, "", stamps)
+
+
+EASY = "".join(map(chr, range(33, 127))) + "▁中"
+
+
+def test_a_vocabulary_that_lacks_a_character_is_found_out_before_anybody_types_it(tmp_path, stamps):
+    path = tmp_path / "english.gguf"
+    path.write_bytes(llama_that_knows(EASY))
+    with pytest.raises(EngineError, match=r"english\.gguf broke the trial load"):
+        prove(path, "", stamps)
+    path.write_bytes(llama_that_knows(EASY + "".join(map(chr, range(256, 512)))))
+    with pytest.raises(EngineError, match="broke the trial load"):
+        prove(path, "", stamps)
+
+
+def test_a_prompt_past_the_places_a_model_has_learned_is_refused(tmp_path, stamps):
+    path = tmp_path / "short.gguf"
+    path.write_bytes(gpt2_with_places(100))
+    prove(path, "", stamps)
+
+    async def ask(length: int) -> int:
+        engine = LlamaCppEngine(path, slots=1, context_tokens=512, threads=1)
+        await engine.start(lambda percent: None)
+        asked = Request((Turn("user", "b" * length),), Sampling(max_tokens=200))
+        try:
+            deltas = [delta async for delta in engine.generate(asked)]
+            assert deltas[-1].usage
+            return deltas[-1].usage.prompt + deltas[-1].usage.completion
+        finally:
+            await engine.stop()
+
+    with pytest.raises(RequestRefused, match="this model reads 100"):
+        asyncio.run(ask(150))
+    assert asyncio.run(ask(60)) == 101  # the last token is not evaluated
 
 
 def test_a_load_without_end_is_ended(tmp_path, stamps, monkeypatch: Any):
