@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
+from django import forms
 from django.contrib import admin, messages
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest
@@ -58,6 +59,22 @@ class ModelAdmin(admin.ModelAdmin):
 OPERATED = ("id", "cannot_continue")  # of a release; the rest never changes, or by an action
 
 
+class ReleaseForm(forms.ModelForm):
+    """A release added here has the file of another one: files are brought by operators."""
+
+    def clean(self) -> dict[str, Any]:
+        facts: dict[str, Any] = super().clean() or {}
+        if self.instance._state.adding and (
+            facts.get("weights_file") or facts.get("engine") == "llama_cpp"
+        ):
+            file = {name: facts.get(name) for name in ("weights_file", "weights_sha256")}
+            if not facts.get("weights_sha256") or not Release.objects.filter(**file).exists():
+                raise forms.ValidationError(
+                    "No release has this file and SHA-256. Bring it with: ./manage.py models pull"
+                )
+        return facts
+
+
 @admin.register(Release)
 class ReleaseAdmin(admin.ModelAdmin):
     """A release never changes; what changes is whether people get it."""
@@ -67,6 +84,7 @@ class ReleaseAdmin(admin.ModelAdmin):
     list_select_related = ("model",)
     search_fields = ("model__slug", "weights_file", "weights_sha256")
     actions = ("promote", "retire", "warm")
+    form = ReleaseForm
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
         fixed = [field.name for field in Release._meta.fields if field.name not in OPERATED]
@@ -80,7 +98,7 @@ class ReleaseAdmin(admin.ModelAdmin):
     @admin.action(description="Promote: people get it", permissions=["change"])
     def promote(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
         for release in releases:
-            tell(self, request, partial(release.promote, staff(request)), f"{release} is live.")
+            tell(self, request, partial(promote, release, staff(request)), f"{release} is live.")
 
     @admin.action(description="Retire: nobody gets it any more", permissions=["change"])
     def retire(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
@@ -91,6 +109,13 @@ class ReleaseAdmin(admin.ModelAdmin):
     def warm(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
         for release in releases:
             tell(self, request, partial(release.warm, staff(request)), f"{release} will be loaded.")
+
+
+def promote(release: Release, by: User) -> None:
+    """Only what a worker has loaded: here nobody waits while a file is tried."""
+    if not release.engine_build:
+        raise ReleaseError(f"{release} was never loaded. Warm it first, and promote it then.")
+    release.promote(by)
 
 
 def tell(page: Any, request: HttpRequest, act: Callable[[], object], done: str) -> None:
@@ -181,7 +206,7 @@ class WorkerAdmin(RecordAdmin):
 
 @admin.register(Generation)
 class GenerationAdmin(RecordAdmin):
-    content = ("text", "token_ids")
+    content = ("text", "token_ids", "error")  # which may have a server's words, and they a person's
     list_display = (
         "id",
         "person",

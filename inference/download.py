@@ -92,7 +92,7 @@ def _open(door: httpx.Client, address: str, headers: dict[str, str]) -> Iterator
     """Follow redirects by hand: none may lead away from HTTPS."""
     for _ in range(REDIRECTS):
         with door.stream("GET", address, headers=headers) as response:
-            if not response.is_redirect:
+            if not response.has_redirect_location:
                 yield response
                 return
             address = urljoin(address, response.headers["location"])

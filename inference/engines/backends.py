@@ -54,7 +54,7 @@ class Peer:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self._server = Server(backend.name, backend.url, backend.key)
+        self._server = Server(backend.url, backend.key)
         self.flavour: Flavour = FLAVOURS[backend.kind](self._server, backend.model)
         self.found: Found | None = None
         self.is_described = False
@@ -110,7 +110,7 @@ class Peer:
     def failed(self, error: EngineError) -> None:
         now = time.monotonic()
         self.heard_at = now
-        self.trouble = str(error)
+        self.trouble = error.plain if isinstance(error, Unavailable) else str(error)
         if isinstance(error, Unavailable) and error.rest:
             self.rests_until = now + error.rest  # it is there: it only wants to be left alone
             return

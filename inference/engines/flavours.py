@@ -16,6 +16,7 @@ T = TypeVar("T")
 FIRST_SECONDS = 120.0  # a long prompt, behind others
 NEXT_SECONDS = 20.0
 HEALTH_SECONDS = 3.0
+MANY = 1 << 31
 REMEMBERED = 400  # texts whose tokens are kept: every turn of a chat comes again with the next
 
 
@@ -156,8 +157,15 @@ def expect(kind: type[T], value: Any) -> T:
     return value
 
 
+def count_in(value: Any) -> int:
+    """A number of things, or of one of them. (The database takes no larger ones.)"""
+    if not 0 <= expect(int, value) < MANY:
+        raise Unavailable("The model's server sent what makes no sense.")
+    return int(value)
+
+
 def ids_in(value: Any) -> tuple[int, ...]:
-    return tuple(expect(int, token) for token in expect(list, value))
+    return tuple(count_in(token) for token in expect(list, value))
 
 
 def numbers_in(value: Any) -> list[float]:
@@ -174,9 +182,9 @@ def usage_in(event: dict[str, Any]) -> Usage | None:
     numbers = expect(dict, event["usage"])
     details = expect(dict, numbers.get("prompt_tokens_details") or {})
     return Usage(
-        expect(int, numbers.get("prompt_tokens", 0)),
-        expect(int, details.get("cached_tokens") or 0),
-        expect(int, numbers.get("completion_tokens", 0)),
+        count_in(numbers.get("prompt_tokens", 0)),
+        count_in(details.get("cached_tokens") or 0),
+        count_in(numbers.get("completion_tokens", 0)),
     )
 
 

@@ -35,6 +35,7 @@ SUBSCHEMAS = 2_000
 LEVELS = 48  # of schemas in schemas, references followed
 COUNT = 1_000_000  # highest length that can be asked for
 WORD = 1000  # bytes: what is left of a word is kept for every byte of it that was read
+OPTIONAL = 256  # properties of an object: every one is looked at wherever it may come
 ROUNDS = 64  # each looks at all values once
 KEPT = 256  # schemas that were looked at
 ANNOTATIONS = {
@@ -270,6 +271,8 @@ class _Reader:
         return value
 
     def _named(self, properties: Schema, required: set[str]) -> Value:
+        if len(set(properties) - required) > OPTIONAL:
+            raise Unsupported(f"an object in it has more than {OPTIONAL} optional properties")
         value = Object()
         self._note(value)
         value.properties = [

@@ -15,6 +15,7 @@ from inference.engines.flavours import (
     Piece,
     Prompt,
     WithIds,
+    count_in,
     expect,
     ids_in,
 )
@@ -35,8 +36,8 @@ class LlamaServer(WithIds):
         self._bos = added[:1] if added[:1] == await self._tokens(bos, parse_special=True) else ()
         return Found(
             model=PurePath(str(props.get("model_alias") or props.get("model_path", ""))).name,
-            context_tokens=expect(int, settings.get("n_ctx")),
-            slots=expect(int, props.get("total_slots")),
+            context_tokens=count_in(settings.get("n_ctx")),
+            slots=count_in(props.get("total_slots")),
             build=f"llama.cpp {props.get('build_info', '')}",
             continues=True,
         )
@@ -62,7 +63,7 @@ class LlamaServer(WithIds):
         body = {"content": text, "parse_special": False, "with_pieces": True}
         answer = await self._server.post("/tokenize", body)
         tokens = [expect(dict, token) for token in expect(list, answer.get("tokens"))]
-        ids = tuple(expect(int, token.get("id")) for token in tokens)
+        ids = tuple(count_in(token.get("id")) for token in tokens)
         # Bytes that are no whole character come as a list of numbers.
         return ids, [str(token.get("piece")) for token in tokens]
 
@@ -84,11 +85,11 @@ class LlamaServer(WithIds):
         async with aclosing(stream) as events:
             async for event in events:
                 if PROGRESS in event:
-                    done = expect(int, expect(dict, event[PROGRESS]).get("processed", 0))
+                    done = count_in(expect(dict, event[PROGRESS]).get("processed", 0))
                     yield Piece(is_progress=done > read)
                     read = max(read, done)
                     continue
-                made = expect(int, event.get("tokens_predicted"))
+                made = count_in(event.get("tokens_predicted"))
                 if event.get("stop"):
                     yield _end(event, mark_was_told=made == told and not last.text)
                     return

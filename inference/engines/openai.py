@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from inference.engines.base import EngineError, RequestRefused, Turn
@@ -54,7 +55,8 @@ class OpenAI(Common):
         )
         async with aclosing(stream) as events:
             async for event in events:
-                usage = usage_in(event) or usage
+                # Who else shares its cache is not known: how much it knew would tell of others.
+                usage = replace(told, cached=0) if (told := usage_in(event)) else usage
                 for choice in choices_in(event):
                     finish = choice.get("finish_reason") or finish
                     delta = expect(dict, choice.get("delta") or {})

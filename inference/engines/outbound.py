@@ -26,6 +26,7 @@ T = TypeVar("T")
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 30.0
 MAX_ANSWER_BYTES = 64 << 20
+MAX_ERROR_BYTES = 64 << 10
 MAX_QUOTED = 200  # characters of a server's own words in an error
 MAX_REST = 30.0  # seconds of a Retry-After that are honoured
 AT_FAULT = {400, 404, 405, 413, 415, 422, 501}  # the request is: no other try goes better
@@ -34,12 +35,13 @@ AT_FAULT = {400, 404, 405, 413, 415, 422, 501}  # the request is: no other try g
 class Unavailable(EngineError):
     """The server did not answer, or not now; another may, or the same one later.
 
-    rest: seconds it asked to be left alone, 0 when it did not ask.
+    rest: seconds it asked to be left alone, 0 when it did not ask. plain: the message without
+    the server's own words, which may quote somebody's.
     """
 
-    def __init__(self, message: str, rest: float = 0.0) -> None:
+    def __init__(self, message: str, rest: float = 0.0, *, plain: str = "") -> None:
         super().__init__(message)
-        self.rest = rest
+        self.rest, self.plain = rest, plain or message
 
 
 def check_address(url: str) -> None:
@@ -70,11 +72,13 @@ def file_client() -> httpx.Client:
 
 
 class Server:
-    """One server, called `name` in errors. Raises nothing but EngineError and its kinds."""
+    """One server. Raises nothing but EngineError and its kinds.
 
-    def __init__(self, name: str, url: str, key: str = "") -> None:
+    Errors do not name it: people see them, and whose server failed is no business of theirs.
+    """
+
+    def __init__(self, url: str, key: str = "") -> None:
         check_address(url)
-        self._name = name
         self._key = key
         self._client = httpx.AsyncClient(
             base_url=url.rstrip("/").removesuffix("/v1"),
@@ -117,7 +121,7 @@ class Server:
         """
         response = await self._within(first_seconds, self._send("POST", path, body))
         try:
-            await self._check(response)
+            await self._within(first_seconds, self._check(response))
             seconds = first_seconds
             async with aclosing(self._events(response)) as events:
                 while (event := await self._within(seconds, anext(events, "[DONE]"))) != "[DONE]":
@@ -146,20 +150,20 @@ class Server:
             async with asyncio.timeout(seconds):
                 return await work
         except TimeoutError:
-            raise Unavailable(f"The model's server {self._name} does not answer.") from None
+            raise Unavailable("The model's server does not answer.") from None
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
         try:
             yield
         except httpx.ConnectError:
-            message = f"The model's server {self._name} cannot be reached."
+            message = "The model's server cannot be reached."
             raise Unavailable(message) from None
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL):
-            message = f"The connection to the model's server {self._name} broke."
+            message = "The connection to the model's server broke."
             raise Unavailable(message) from None
         except Garbled as error:
-            raise Unavailable(f"The model's server {self._name} {error}.") from None
+            raise Unavailable(f"The model's server {error}.") from None
 
     async def _events(self, response: httpx.Response) -> AsyncGenerator[str, None]:
         parser = EventParser()
@@ -168,12 +172,12 @@ class Server:
                 for event in parser.feed(data):
                     yield event
 
-    async def _body(self, response: httpx.Response) -> bytes:
+    async def _body(self, response: httpx.Response, most: int = MAX_ANSWER_BYTES) -> bytes:
         body = bytearray()
         with self._faults():
             async for data in response.aiter_bytes():
                 body += data
-                if len(body) > MAX_ANSWER_BYTES:
+                if len(body) > most:
                     raise Garbled("sent an answer that is too large")
         return bytes(body)
 
@@ -183,7 +187,7 @@ class Server:
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise Unavailable(f"The model's server {self._name} sent what makes no sense.")
+            raise Unavailable("The model's server sent what makes no sense.")
         if value.get("error"):
             self._refuse(_number(value["error"]), value)
         return value
@@ -192,27 +196,28 @@ class Server:
         """Raise what a status other than 200 means."""
         status = response.status_code
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise Unavailable(f"The model's server {self._name} sent something compressed.")
+            raise Unavailable("The model's server sent something compressed.")
         if status == httpx.codes.OK:
             return
         if status in (401, 403):
-            raise Unavailable(f"The model's server {self._name} does not accept our key.")
+            raise Unavailable("The model's server does not accept our key.")
         if response.is_redirect:
-            message = f"The model's server {self._name} has another address; connect that one."
+            message = "The model's server has another address; connect that one."
             raise Unavailable(message)
         try:
-            said = json.loads(await self._body(response))
-        except (ValueError, RecursionError):
+            said = json.loads(await self._body(response, MAX_ERROR_BYTES))
+        except (ValueError, RecursionError, Unavailable):
             said = None
         self._refuse(status, said, _rest(response.headers.get("retry-after", "")))
 
     def _refuse(self, status: int, said: Any, rest: float = 0.0) -> NoReturn:
         words = self._quoted(said)
         if status in AT_FAULT:
-            raise RequestRefused(f"The model's server {self._name} refused the request{words}.")
+            raise RequestRefused(f"The model's server refused the request{words}.")
         if status == httpx.codes.TOO_MANY_REQUESTS:
-            raise Unavailable(f"The model's server {self._name} is too busy.", rest)
-        raise Unavailable(f"The model's server {self._name} has failed{words}.", rest)
+            raise Unavailable("The model's server is too busy.", rest)
+        plain = "The model's server has failed."
+        raise Unavailable(f"The model's server has failed{words}.", rest, plain=plain)
 
     def _quoted(self, said: Any) -> str:
         """What the server says in explanation, if anything: short, on one line, without the key."""

@@ -35,6 +35,7 @@ LACKS = ("logprobs", "json_schema")  # a schema's state would be lost over a sea
 RETRIES = 3
 TEXTS_AT_ONCE = 32  # in one request for embeddings, which has 30 seconds
 LONGEST_CHARACTER = 4  # bytes, so as many tokens at most
+MOST_CHARACTERS = 256  # of a token, with room to spare
 SLACK = 8  # tokens more than asked for that are put down to a character at the end
 
 
@@ -47,11 +48,12 @@ class Answer:
         self.ids = list(request.emitted)
         self.text = request.text
         self.pieces = 0 if self.ids else estimated_tokens(self.text)
-        self.before = self.cached = 0
+        self.before = self.cached = self.restarts = 0
         self.assembler = TextAssembler(stop=request.sampling.stop)
         self.knows_text = not self.ids
 
     def begin_again(self) -> None:
+        self.restarts += 1
         self.ids, self.text, self.pieces = [], "", 0
         self.assembler = TextAssembler(stop=self.request.sampling.stop)
         self.knows_text = True
@@ -68,6 +70,11 @@ class Answer:
     def made(self) -> int:
         """Tokens so far; where nobody tells them, pieces of text."""
         return len(self.ids) or self.pieces
+
+    def is_too_long_with(self, text: str) -> bool:
+        """Whatever a server calls a token or a piece."""
+        most = MOST_CHARACTERS * (self.request.sampling.max_tokens + SLACK)
+        return len(self.text) + len(text) > most
 
     @property
     def is_begun(self) -> bool:
@@ -164,7 +171,7 @@ class UpstreamEngine:
             answer.prompt = await self._prompt(peer, answer.request.turns)
             yield Delta(usage=answer.usage, prompt_sha256=_hash_of(answer.request.turns))
         if answer.is_begun and not found.continues:
-            if not self._restarts:
+            if not self._restarts or answer.restarts == RETRIES:
                 raise Interrupted(
                     "The model’s server cannot go on with an answer that broke off. "
                     "Ask for the rest in a new message."
@@ -232,11 +239,13 @@ class UpstreamEngine:
                     patience = FIRST_SECONDS if piece.is_progress else NEXT_SECONDS
                 elif not piece.finish and time.monotonic() - moved > patience:
                     raise Unavailable("The model's server talks without saying anything.")
+                if answer.is_too_long_with(piece.text):
+                    raise Unavailable("The model's server sends more than it was asked for.")
                 if piece.text:
                     # Tokens wait for their text: what breaks off between them is made again.
                     yield answer.add(piece.text, held)
                     held = []
-                too_many = answer.made_in_part > order.tokens + SLACK
+                too_many = answer.made_in_part + len(held) > order.tokens + SLACK
                 if answer.assembler.stopped or too_many:
                     yield answer.finish("stop" if answer.assembler.stopped else "length")
                     return

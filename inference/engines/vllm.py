@@ -16,6 +16,7 @@ from inference.engines.flavours import (
     Prompt,
     WithIds,
     choices_in,
+    count_in,
     expect,
     finish_of,
     ids_in,
@@ -42,7 +43,7 @@ class Vllm(WithIds):
         version = (await self._server.get("/version")).get("version", "")
         return Found(
             model=self._model,
-            context_tokens=expect(int, entry.get("max_model_len", 0)),
+            context_tokens=count_in(entry.get("max_model_len", 0)),
             build=f"vLLM {version}",
             continues=True,
         )

@@ -1,6 +1,7 @@
 """Staff work in the admin; what people wrote stays out of it unless a setting allows."""
 
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -142,6 +143,8 @@ def test_staff_promote_warm_and_roll_back_and_each_is_noted(signed_in, charlie, 
     second = Release.objects.create(
         model=first.model, version=2, engine="simulated", context_tokens=9
     )
+    assert "was never loaded. Warm it first" in act(client, "release", "promote", second)
+    second.learn("simulated")
     assert "is live" in act(client, "release", "promote", second)
     assert "will be loaded" in act(client, "release", "warm", second)
     assert "is rolled back" in act(client, "model", "roll_back", first.model)
@@ -150,6 +153,23 @@ def test_staff_promote_warm_and_roll_back_and_each_is_noted(signed_in, charlie, 
     assert first.state == "live"
     trail = ReleaseEvent.objects.filter(user=charlie).order_by("id")
     assert list(trail.values_list("action", flat=True)) == ["promote", "warm", "roll back"]
+
+
+def test_a_release_is_added_with_other_settings_but_with_no_other_file(signed_in, charlie, run):
+    client, page = signed_in(charlie), reverse("admin:inference_release_add")
+    asked = {
+        "model": run.release.model_id, "version": 2, "engine": "llama_cpp", "context_tokens": 512,
+        "parameters": "{}", "price_input": "0.5", "price_cached": 0, "price_output": 1,
+        "weights_bytes": 3, "weights_file": "../any.gguf", "weights_sha256": "1" * 64,
+        "cannot_continue": "interrupt",
+    }  # fmt: skip
+    for refused in (asked, asked | {"weights_file": ""}, asked | {"weights_sha256": ""}):
+        assert "models pull" in client.post(page, refused).content.decode()
+    known = {"engine": "llama_cpp", "weights_file": "a.gguf", "weights_sha256": "1" * 64}
+    run.release.model.record(known, "test", context_tokens=256)
+    asked |= {"weights_file": "a.gguf", "version": 3}
+    assert client.post(page, asked).status_code == 302
+    assert Release.objects.get(version=3).price_input == Decimal("0.5")
 
 
 def test_the_audit_trail_can_be_changed_by_nobody(signed_in, charlie, run):

@@ -1,10 +1,14 @@
 """Servers that mean harm, or are out of their minds, harm no run and no worker."""
 
+import asyncio
+import itertools
+
 import pytest
 
 from inference.engines import upstream as engine_module
+from inference.engines import vllm
 from inference.engines.backends import Backend
-from inference.engines.base import EngineError, Request, RequestRefused, Sampling, Turn
+from inference.engines.base import EngineError, Request, RequestRefused, Sampling, Turn, Usage
 from inference.engines.upstream import UpstreamEngine
 from tests.inference.test_upstream import (
     WHOLE,
@@ -16,7 +20,7 @@ from tests.inference.test_upstream import (
     text_of,
     upstream,
 )
-from tests.standin import Reply, said, streamed
+from tests.standin import BREAK, HANG, Reply, said, streamed
 
 
 async def test_a_server_that_talks_without_saying_anything_is_given_up(
@@ -75,3 +79,76 @@ async def test_a_text_full_of_control_tokens_is_refused_before_it_costs_much():
         with pytest.raises(RequestRefused, match="more than 200 times"):
             await collect(engine, flood)
     assert len(server.bodies("/tokenize")) < 20
+
+
+async def test_an_error_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(vllm, "FIRST_SECONDS", 0.2)
+    stuck = Reply([b"{", HANG], status=500)
+    async with upstream("vllm", as_vllm(stuck)) as engine, asyncio.timeout(10):
+        with pytest.raises(EngineError, match="does not answer"):
+            await collect(engine)
+
+
+async def test_an_error_larger_than_it_need_be_is_not_read_to_its_end():
+    flood = Reply([b" " * 10_000] * 10_000, status=500)
+    async with upstream("vllm", as_vllm(flood)) as engine:
+        with pytest.raises(EngineError, match=r"^The model's server has failed\.$"):
+            await collect(engine)
+
+
+async def test_an_answer_is_not_begun_anew_without_end():
+    lengths = itertools.cycle([3, 4])
+
+    def broken(body: object) -> Reply:
+        return streamed(*[delta("x")] * next(lengths), end=BREAK)
+
+    server = as_openai(broken)
+    async with upstream("openai", server, restarts=True) as engine, asyncio.timeout(10):
+        with pytest.raises(EngineError, match="cannot go on"):
+            await collect(engine)
+    assert len(server.bodies("/v1/chat/completions")) <= 5
+
+
+async def test_a_piece_of_text_far_larger_than_was_asked_for_is_not_taken():
+    huge = streamed(delta("x" * 500_000), delta(None, "stop"))
+    async with upstream("openai", as_openai(huge)) as engine:
+        with pytest.raises(EngineError, match="more than it was asked for"):
+            await collect(engine)
+
+
+async def test_tokens_without_text_end_with_what_was_asked_for():
+    endless = as_vllm(streamed(*[chunk("", [5])] * 10_000, end=HANG))
+    async with upstream("vllm", endless) as engine, asyncio.timeout(10):
+        deltas = await collect(engine)
+    assert deltas[-1].finish == "length"
+    assert text_of(deltas) == ""
+
+
+@pytest.mark.parametrize("wrong", [1 << 31, -1, 10**20])
+async def test_numbers_the_database_cannot_hold_are_not_taken(wrong: int):
+    as_token = as_vllm(streamed(chunk("Good", [wrong])))
+    used = {"prompt_tokens": 5, "completion_tokens": wrong}
+    as_usage = as_openai(streamed(delta("Good"), {"usage": used, "choices": []}))
+    async with upstream("vllm", as_token) as engine:
+        with pytest.raises(EngineError, match="no sense"):
+            await collect(engine)
+    async with upstream("openai", as_usage) as engine:
+        with pytest.raises(EngineError, match="cannot go on"):
+            await collect(engine)
+
+
+async def test_what_a_server_quotes_is_for_the_person_alone():
+    failing = as_vllm(said({"message": "bad input: my diagnosis is XYZ"}, 500))
+    async with upstream("vllm", failing) as engine:
+        with pytest.raises(EngineError, match="XYZ"):
+            await collect(engine)
+        assert engine.troubles() == {"server-0": "The model's server has failed."}
+
+
+async def test_what_others_asked_a_shared_server_cannot_be_read_off_its_cache():
+    details = {"prompt_tokens": 1200, "prompt_tokens_details": {"cached_tokens": 1190}}
+    told = {"usage": {**details, "completion_tokens": 1}, "choices": []}
+    server = as_openai(streamed(delta("Good"), delta(None, "stop"), told))
+    async with upstream("openai", server) as engine:
+        usage = (await collect(engine))[-1].usage
+    assert usage == Usage(1200, 0, 1)

@@ -204,12 +204,14 @@ def test_nesting_stops_before_a_reader_of_json_would():
         ({"enum": ["\ud800"]}, "surrogate"),
         (["type"], "must be an object"),
         ({"const": "x" * 2000}, "longer than 1000 bytes"),
+        ({"properties": {f"p{n}": {} for n in range(257)}}, "more than 256 optional properties"),
         ({"properties": {"x" * 2000: {}}}, "longer than 1000 bytes"),
         (
             {
                 "$defs": {f"a{n}": {"$ref": f"#/$defs/a{n + 1}"} for n in range(300)}
                 | {"a300": {"type": "null"}},
                 "properties": {f"p{n}": {"$ref": f"#/$defs/a{300 - n}"} for n in range(300)},
+                "required": [f"p{n}" for n in range(300)],
             },
             "lead on for too long|nests",
         ),
