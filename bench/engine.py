@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.latency import sixth, stall, stop
+from bench.llama_server import server_version
 from bench.pairs import CONTEXT_TOKENS, SLOTS, Plan
 from bench.plot import plot
 from bench.process import process
@@ -22,6 +23,7 @@ from bench.throughput import quoting, streams
 from deploy.running import Problem
 from inference.catalogue import CATALOGUE
 from inference.engines.base import EngineError
+from inference.engines.llama_library import build
 
 PARTS = {part.__name__: part for part in (streams, quoting, sixth, stall, stop, process)}
 
@@ -57,7 +59,8 @@ def main() -> None:
     if not options.model.is_file():
         raise Problem(f"There is no model file {options.model}. Name one with --model.")
     plan = Plan(options.model.resolve(), options.rounds, options.threads)
-    figures = asyncio.run(measure(plan, parts))
+    figures: dict[str, Any] = {"server": server_version(), "ours": build()}
+    figures |= asyncio.run(measure(plan, parts))
     note = (
         f"{plan.model.name}, {plan.rounds} rounds, {plan.threads} threads each, {SLOTS} slots of "
         f"{CONTEXT_TOKENS} tokens; ours called in this process, the server over HTTP"

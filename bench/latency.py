@@ -58,6 +58,7 @@ async def stall(plan: Plan) -> dict[str, Any]:
             for _ in range(plan.rounds):
                 for name, peer in peers.items():
                     found[name].append(await _stall(pair, peer))
+                    print(f"  {name}: {found[name][-1].own:.2f} s", flush=True)
     return {f"{RUNNING} streams while a prompt of {LONG_PROMPT} tokens is read": _stalls(found)}
 
 

@@ -2,10 +2,10 @@
 
 The source is the pinned distribution of llama-cpp-python, which has llama.cpp whole. It is
 compiled once, into the user's cache folder. LLAMA_SERVER names one to take instead.
+`python -m bench.llama_server` compiles it if it must, and says where it is.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -28,6 +28,7 @@ FLAGS = (
     "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
 )
 LOAD_SECONDS = 300
+CMAKE = Path(sys.executable).parent / "cmake"  # deploy/build.lock
 
 
 def program() -> Path:
@@ -45,17 +46,15 @@ def program() -> Path:
 
 
 def _compile(folder: Path, file: Path) -> None:
-    if not shutil.which("cmake"):
-        raise Problem("llama-server is compiled with CMake. Debian, Ubuntu: apt-get install cmake.")
     print("llama-server is compiled for this machine: a few minutes, once.", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as work:
         source = _source(Path(work))
         build = Path(work) / "build"
         flags = f"{llama_flags()} {FLAGS}".split()
-        run("Preparing llama-server", ["cmake", "-S", str(source), "-B", str(build), *flags])
+        run("Preparing llama-server", [CMAKE, "-S", str(source), "-B", str(build), *flags])
         target = ["--target", "llama-server", "--parallel", str(os.cpu_count() or 1)]
-        run("Compiling llama-server", ["cmake", "--build", str(build), *target])
+        run("Compiling llama-server", [CMAKE, "--build", str(build), *target])
         (build / "bin" / "llama-server").rename(file)
 
 
@@ -74,6 +73,18 @@ def _source(work: Path) -> Path:
     return next(work.glob("*/vendor/llama.cpp"))
 
 
+def untouched() -> dict[str, str]:
+    """The environment without what our engine sets for itself: the server has its own defaults."""
+    ours = ("GOMP_SPINCOUNT", "GGML_NO_BACKTRACE")
+    return {name: value for name, value in os.environ.items() if name not in ours}
+
+
+def server_version() -> str:
+    """What the server says it is, on one line."""
+    said = subprocess.run([program(), "--version"], capture_output=True, text=True, check=False)
+    return " ".join((said.stdout + said.stderr).split())[:200]
+
+
 class LlamaServer:
     """A running server on a free port of this machine; ends with the `with` block."""
 
@@ -88,6 +99,7 @@ class LlamaServer:
                 *("-t", str(threads), "-tb", str(threads), *more),
             ],
             stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT,
+            env=untouched(),
         )  # fmt: skip
         self.pid = self._process.pid
 
@@ -123,3 +135,10 @@ class LlamaServer:
         self._log.seek(0)
         lines = self._log.read().splitlines()
         return lines[-1] if lines else "it said nothing"
+
+
+if __name__ == "__main__":
+    try:
+        print(program())
+    except Problem as problem:
+        sys.exit(str(problem))

@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def commit() -> str:
+    """With a + where files were changed since."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    said = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    return said.stdout.strip()
+
+
 def _facts(path: str) -> dict[str, str]:
     lines = Path(path).read_text().splitlines() if Path(path).exists() else []
     pairs = [line.split(":", 1) for line in lines if ":" in line]
@@ -40,7 +48,7 @@ def record(name: str, figures: dict[str, Any], note: str = "") -> Path:
     day = dt.datetime.now(tz=dt.UTC).date().isoformat()
     RESULTS.mkdir(exist_ok=True)
     load = {"before": LOAD_BEFORE, "after": os.getloadavg()}
-    body = {"date": day, "machine": machine(), "load averages": load}
+    body = {"date": day, "commit": commit(), "machine": machine(), "load averages": load}
     body |= {"note": note, "figures": figures}
     file = RESULTS / f"{day}-{name}.json"
     file.write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n")

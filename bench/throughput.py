@@ -104,6 +104,7 @@ class Match:
             answers = [answer for round_ in side for answer in round_]
             row[f"{who} first ms"] = round(median(a.first for a in answers) * 1000)
             row[f"{who} step ms"] = round(median(gaps(answers)) * 1000, 1)
+        print(f"  {streams} at once: {row}", flush=True)
         return row
 
     async def _round(self, streams: int) -> tuple[list[Answer], list[Answer]]:

@@ -21,6 +21,8 @@ from typing import Any
 import httpx
 
 from bench.record import record
+from bench.site import MODELS
+from inference.catalogue import CATALOGUE
 from inference.engines.base import Request, Sampling, Turn
 from inference.engines.flavours import Order, Prompt
 from inference.engines.llama_cpp import LlamaCppEngine
@@ -92,7 +94,7 @@ class Theirs:
         self.prompts: list[Prompt] = []
 
     async def prepare(self, streams: int) -> None:
-        line = Server("vLLM", self.server.url)
+        line = Server(self.server.url)
         flavour = Vllm(line, "smollm2")
         self.prompts = [await flavour.prompt(conversation(number)) for number in range(streams)]
         await line.close()
@@ -174,7 +176,8 @@ def numbers(text: str) -> Sequence[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", type=Path, required=True)
+    default = MODELS / CATALOGUE["smollm2-135m-instruct"].file_name
+    parser.add_argument("--model", type=Path, default=default)
     parser.add_argument("--also", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--streams", type=numbers, default=[1, 2, 4, 8, 16])

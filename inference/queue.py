@@ -58,9 +58,6 @@ class GenerationQuerySet(QuerySet["Generation"]):
         if moved.update(release=release, arm=arm):
             doorbell.ring("work")
 
-    def in_queue_order(self) -> "GenerationQuerySet":
-        return self.order_by("priority", "queued_at", "id")
-
     def enqueue(
         self,
         *,

@@ -1,14 +1,20 @@
 """A real llama-server in a child process: llama.cpp's own, out of the wheel of xllamacpp.
 
-Run as a program it serves a model file on a free port of this machine, says where on its first
-line, and ends when its standard input does.
+LLAMA_SERVER names another one to take (`make test-llama-server`: the one the bench compiles). Run
+as a program it serves a model file on a free port of this machine and says where on its first
+line; out of the wheel, it ends when its standard input does.
 """
 
+import os
 import subprocess
 import sys
+import time
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = os.environ.get("LLAMA_SERVER", "")
 
 
 class Sidecar:
@@ -27,6 +33,14 @@ class Sidecar:
         assert self._process.stdout is not None
         self.url = self._process.stdout.readline().strip()
         assert self.url.startswith("http://127.0.0.1:"), "the server did not start"
+        while not self._is_up():
+            assert self._process.poll() is None, "the server did not start"
+            time.sleep(0.05)
+
+    def _is_up(self) -> bool:
+        with suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=5):
+            return True
+        return False
 
     def kill(self) -> None:
         """As the kernel does it: no good-bye."""
@@ -37,11 +51,28 @@ class Sidecar:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
+        if PROGRAM:
+            self._process.terminate()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(10)
+
+
+def become(model: str, slots: int, context_tokens: int, embeddings: bool) -> None:
+    """The program that LLAMA_SERVER names, with the same settings."""
+    from bench.site import free_port
+
+    port, batch = free_port(), context_tokens if embeddings else 32
+    print(f"http://127.0.0.1:{port}", flush=True)
+    settings = {
+        "-m": model, "--port": port, "-np": slots, "-c": slots * context_tokens, "-t": 1,
+        "-tb": 1, "-b": batch, "-ub": batch,
+    }  # fmt: skip
+    words = [str(word) for pair in settings.items() for word in pair]
+    more = ["--embedding", "--pooling", "mean"] if embeddings else []
+    os.execv(PROGRAM, [PROGRAM, *words, "--host", "127.0.0.1", *more])
 
 
 def serve(model: str, slots: int, context_tokens: int, embeddings: bool) -> None:
@@ -65,4 +96,5 @@ def serve(model: str, slots: int, context_tokens: int, embeddings: bool) -> None
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), bool(sys.argv[4]))
+    start = become if PROGRAM else serve
+    start(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), bool(sys.argv[4]))
