@@ -104,10 +104,12 @@ def _stalls(found: dict[str, list[Stall]]) -> Table:
     table: Table = {}
     for name, stalls in found.items():
         step = median(gap for s in stalls for gap in s.before)
+        alone = _p99([gap for s in stalls for gap in s.before])
         during = [gap for s in stalls for gap in s.during]
-        worst = quantiles(during, n=100, method="inclusive")[98]
+        worst = _p99(during)
         table[name] = {
             "step ms": round(step * 1000, 1),
+            "alone p99 steps": round(alone / step, 2),
             "p50 ms": round(median(during) * 1000, 1),
             "p99 ms": round(worst * 1000, 1),
             "p50 steps": round(median(during) / step, 2),
@@ -119,6 +121,10 @@ def _stalls(found: dict[str, list[Stall]]) -> Table:
     table[f"{best}"]["note"] = "its best"
     table["ours"] |= {"limits": f"{STALL_LIMIT} steps, own {OWN_LIMIT} x"}
     return table
+
+
+def _p99(numbers: Sequence[float]) -> float:
+    return quantiles(numbers, n=100, method="inclusive")[98]
 
 
 # --- Stop ---------------------------------------------------------------------------------

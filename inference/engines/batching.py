@@ -2,7 +2,7 @@
 
 A step evaluates the last token of every run that is past its prompt, and guesses of the next
 ones where few runs are at work. Then, at most one chunk of one prompt is evaluated, of a size
-that holds the others up for a step and a half at most. A token's values depend only on the
+that holds the others up for about one step more. A token's values depend only on the
 tokens before it, to the bit, whatever the step or chunk (docs/architecture.md); so who else
 is at work, what was found evaluated already and what was guessed changes no answer.
 """
@@ -24,16 +24,36 @@ from inference.engines.threads import Threads, counts
 
 CHUNK = 64  # most prompt tokens in one call: a larger one is not faster on a CPU
 SMALLEST_CHUNK = 8
-STALL_STEPS = 1.5  # how long a chunk may hold up the running answers, in steps of theirs
+TOGETHER = 4  # rows that are multiplied at once
+STALL_STEPS = 1.2  # how long a chunk may hold up the running answers, in steps of theirs
+SMOOTHING = 0.25
 GUESS_UP_TO = 2  # runs at work; with more, the others' tokens fill the processor already
 
 
 @dataclass(slots=True)
 class Tempo:
-    """How long things take now, in seconds: the last step, a token in the last chunk."""
+    """How long things take now, in seconds: a step, and a token in a chunk beside steps."""
 
     step: float = 0.0
+    answering: int = 0  # runs in that step
     chunk_token: float = 0.0
+
+    def step_took(self, seconds: float, answering: int) -> None:
+        self.step = _towards(self.step if answering == self.answering else 0.0, seconds)
+        self.answering = answering
+
+    def chunk_took(self, seconds: float, tokens: int) -> None:
+        self.chunk_token = _towards(self.chunk_token, seconds / tokens)
+
+    def chunk(self) -> int:
+        """How many tokens of a prompt may come between two steps."""
+        size = int(STALL_STEPS * self.step / self.chunk_token) if self.chunk_token else 0
+        return max(SMALLEST_CHUNK, min(size - size % TOGETHER, CHUNK))
+
+
+def _towards(old: float, new: float) -> float:
+    """One slow call in a busy machine is not how things are now."""
+    return old + SMOOTHING * (new - old) if old else new
 
 
 @dataclass(slots=True)
@@ -177,7 +197,7 @@ class Batcher:
         rows = self._decode(self.step_threads, entries)
         if rows is None:
             return  # only stop() aborts a step
-        self._tempo.step = time.perf_counter() - started
+        self._tempo.step_took(time.perf_counter() - started, len(runs))
         for part in parts:
             self._follow(part, [next(rows) for _ in part.entries])
 
@@ -235,7 +255,8 @@ class Batcher:
         if rows is None:
             self._context.forget(slot.number, len(slot.tokens))  # what was read before stays
             return
-        self._tempo.chunk_token = (time.perf_counter() - started) / len(entries)
+        if self._someone_answers:
+            self._tempo.chunk_took(time.perf_counter() - started, len(entries))
         slot.tokens.extend(entry.token for entry in entries)
         if run.position == len(run.inputs):
             self._choose(run, slot, rows[-1])
@@ -251,11 +272,11 @@ class Batcher:
         """Small enough beside running answers: they all wait for each chunk."""
         if self._reproducible:
             return max(1, min(CHUNK, run.prompt_tokens - run.position))
-        answering = any(slot.run and slot.run.is_answering for slot in self._slots)
-        if not answering or not self._tempo.chunk_token:
-            return CHUNK if not answering else 2 * SMALLEST_CHUNK
-        size = int(STALL_STEPS * self._tempo.step / self._tempo.chunk_token)
-        return max(SMALLEST_CHUNK, min(size, CHUNK))
+        return self._tempo.chunk() if self._someone_answers else CHUNK
+
+    @property
+    def _someone_answers(self) -> bool:
+        return any(slot.run and slot.run.is_answering for slot in self._slots)
 
     def _decode_chunk(self, run: Run, entries: list[Entry]) -> list[Logits] | None:
         self._outbox.flush()
