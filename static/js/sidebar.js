@@ -8,6 +8,8 @@ const root = document.documentElement;
 const list = document.getElementById("sidebar-list");
 const isNarrow = matchMedia("(max-width: 47.99rem)");
 let isStale = false;
+let asked = 0;
+let shown = 0; // which of those asked for
 
 export function toggleSidebar() {
   if (!list) return;
@@ -37,8 +39,11 @@ export async function refresh() {
   if (!list) return;
   isStale = true;
   if (isInUse()) return;
+  const mine = ++asked;
   const fresh = await fragment(list.dataset.url);
-  if (isInUse()) return;
+  // On a busy server an answer may be overtaken by the one to a later request, which is newer.
+  if (isInUse() || mine < shown) return;
+  shown = mine;
   isStale = false;
   patchChildren(list, fresh);
   markCurrent();
