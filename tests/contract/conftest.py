@@ -1,5 +1,6 @@
 """Engines under contract: the simulated one, llama.cpp with the default model's file, and a real
-llama-server with the same file behind the upstream engine.
+llama-server with the same file behind the upstream engine, spoken to in token ids and as any
+server with OpenAI's API.
 
 What an engine cannot promise, it is not asked for: a test names the promise it needs with
 `@pytest.mark.promises`, and is skipped for an engine that does not give it.
@@ -43,11 +44,11 @@ def sidecar() -> Iterator[Sidecar]:
 
 
 @pytest.fixture
-async def upstream(sidecar: Sidecar) -> AsyncIterator[Engine]:
+async def upstream(sidecar: Sidecar, kind: Any) -> AsyncIterator[Engine]:
     from inference.engines.backends import Backend
     from inference.engines.upstream import UpstreamEngine
 
-    backend = Backend("one", sidecar.url, "llama_server", slots=4)
+    backend = Backend("one", sidecar.url, kind, slots=4)
     engine = UpstreamEngine([backend], context_tokens=2048)
     await engine.start(lambda percent: None)
     yield engine
@@ -56,9 +57,13 @@ async def upstream(sidecar: Sidecar) -> AsyncIterator[Engine]:
 
 # "the same beside others": whoever else is running, the tokens are the same.
 # "the same over a seam": a continued answer is the one there would have been.
-ALL = {"the same beside others", "the same over a seam"}
-PROMISES = {"simulated": ALL, "llama_cpp": ALL, "upstream": set()}
-REAL = [pytest.param(name, marks=pytest.mark.real_model) for name in ("llama_cpp", "upstream")]
+# "tokens": they are told, with the text they make.
+TOLD = {"tokens"}
+ALL = {"the same beside others", "the same over a seam", *TOLD}
+PROMISES = {"simulated": ALL, "llama_cpp": ALL, "llama_server": TOLD, "openai": set()}
+REAL = [
+    pytest.param(name, marks=pytest.mark.real_model) for name in PROMISES if name != "simulated"
+]
 
 
 def skip_unless_promised(request: pytest.FixtureRequest, engine: str) -> None:
@@ -68,12 +73,16 @@ def skip_unless_promised(request: pytest.FixtureRequest, engine: str) -> None:
 
 
 @pytest.fixture(params=["simulated", *REAL])
-def engine(request: pytest.FixtureRequest) -> Engine:
+def kind(request: pytest.FixtureRequest) -> str:
     skip_unless_promised(request, request.param)
-    if request.param == "simulated":
+    return str(request.param)
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest, kind: str) -> Engine:
+    if kind == "simulated":
         return SimulatedEngine(slots=4, context_tokens=2048, tokens_per_second=1000)
-    fixture = {"llama_cpp": "llama", "upstream": "upstream"}[request.param]
-    loaded: Engine = request.getfixturevalue(fixture)
+    loaded: Engine = request.getfixturevalue("llama" if kind == "llama_cpp" else "upstream")
     return loaded
 
 

@@ -70,6 +70,7 @@ async def test_a_server_killed_in_mid_answer_loses_and_repeats_no_character(
                 await asyncio.to_thread(doomed.kill)
                 seam = len(text_of(deltas))
     text, usage = text_of(deltas), deltas[-1].usage
+    assert engine._backends.peers[0].failures  # it was the one that wrote
     assert text[:seam] == undisturbed[:seam]
     assert len(text) > seam
     assert deltas[-1].finish in ("end", "length")

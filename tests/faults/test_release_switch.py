@@ -1,17 +1,22 @@
 """Releases are switched under load, by real processes, without a failed answer."""
 
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from accounts.models import User
 from chatsite.children import Crew
+from inference.catalogue import CATALOGUE, register
 from inference.models import Generation, Release, Worker
-from tests.faults.workers import Recorder, ask, wait_for
+from inference.tuning.formats import make
+from tests.contract.conftest import model_file
+from tests.faults.workers import SMALL_REAL, Recorder, ask, wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
 COUNTED = " ".join(str(number) for number in range(1, 61))
@@ -20,20 +25,20 @@ COUNTED = " ".join(str(number) for number in range(1, 61))
 class Site:
     """The workers' half of `manage.py serve`, looked after while a test waits."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self._environment = {**environment, "MODEL": "simulated", "DRAIN_SECONDS": "2"}
+    def __init__(self, environment: dict[str, str], **names: str) -> None:
+        self._environment = {**environment, "DRAIN_SECONDS": "2", **names}
         self.crew = Crew(self._spawn)
 
     def _spawn(self, words: list[str], names: dict[str, str]) -> Any:
         command = [sys.executable, "manage.py", *words]
         return subprocess.Popen(command, env={**self._environment, **names})
 
-    def until(self, condition: Callable[[], bool], what: str) -> None:
+    def until(self, condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
         def looked_after() -> bool:
             self.crew.ensure()
             return condition()
 
-        wait_for(looked_after, 60, what)
+        wait_for(looked_after, seconds, what)
 
     def until_ready(self, release: Release) -> None:
         ready = Worker.objects.living().filter(release=release, state="ready")
@@ -50,15 +55,27 @@ class Site:
 def site(site_environment: dict[str, str], settings: Any) -> Any:
     settings.MODEL = "simulated"
     settings.GENERATION_FINISHED = "tests.contract.conftest.nothing_follows"
-    made = Site(site_environment)
+    made = Site(site_environment, MODEL="simulated")
     yield made
     made.close()
 
 
-def send(user: User, count: int) -> list[Recorder]:
+@pytest.fixture
+def real_site(site_environment: dict[str, str], settings: Any, tmp_path: Path) -> Any:
+    """Its model files are in `tmp_path`."""
+    entry = CATALOGUE["smollm2-135m-instruct"]
+    shutil.copy(model_file(), tmp_path / entry.file_name)
+    settings.MODEL, settings.MODELS_DIR = entry.slug, tmp_path
+    settings.GENERATION_FINISHED = "tests.contract.conftest.nothing_follows"
+    made = Site(site_environment, MODEL=entry.slug, MODELS_DIR=str(tmp_path), **SMALL_REAL)
+    yield made
+    made.close()
+
+
+def send(user: User, count: int, question: str = "count 60 pace=40") -> list[Recorder]:
     """As people do: each gets the release that is served now."""
     found = [Release.objects.serving(user) for _ in range(count)]
-    return [ask(user, release, "count 60 pace=40") for release in found if release]
+    return [ask(user, release, question, max_tokens=200) for release in found if release]
 
 
 def test_twenty_answers_under_way_survive_a_promotion_and_a_roll_back(
@@ -85,6 +102,30 @@ def test_twenty_answers_under_way_survive_a_promotion_and_a_roll_back(
     assert arms == ["simulated v1"] * 20 + ["simulated v2"] * 10 + ["simulated v1"] * 5
     site.until(lambda: len(site.crew.processes) == 1, "the unneeded worker to end")
     assert Worker.objects.living().get().release == release
+
+
+@pytest.mark.real_model
+def test_answers_survive_a_switch_between_two_formats_of_a_real_models_weights(
+    real_site: Site, alice: User, tmp_path: Path
+):
+    first = register(CATALOGUE["smollm2-135m-instruct"])
+    make(tmp_path / first.weights_file, "Q8_0", tmp_path / "eight.gguf")
+    second = first.model.add_release(tmp_path / "eight.gguf", "test")
+    question = "Write about the sea in three sentences."
+    real_site.until_ready(first)
+    old = send(alice, 6, question)
+    old[0].read_until(20)
+    second.promote("test")
+    new = send(alice, 3, question)
+    real_site.until(lambda: bool(new[0].run.log.text()), "the new release's first words")
+    first.model.roll_back("test")
+    everything = [*old, *new, *send(alice, 3, question)]
+    real_site.until(lambda: not Generation.objects.active().exists(), "every answer", 120)
+    texts = [reader.read_to_the_end() for reader in everything]
+    assert {reader.kind for reader in everything} == {"done"}
+    # The same question and seed: each release says its own, whatever was switched meanwhile.
+    assert len(set(texts[:6] + texts[9:])) == len(set(texts[6:9])) == 1
+    assert texts[0] != texts[6]
 
 
 def test_a_warmed_release_is_loaded_before_anybody_gets_it(
