@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-COLOURS = ("#1f5fbf", "#3f8f6b", "#c77d24", "#8a5bb0", "#b3404a", "#5b6b7b", "#2a9d9d")
+COLOURS = "#1f5fbf #3f8f6b #c77d24 #8a5bb0 #b3404a #5b6b7b #2a9d9d #8c6d31 #c05a8e #4f7a28".split()
 WIDTH, HEIGHT, TOP, LEFT, BOTTOM = 760, 320, 28, 16, 58
 
 

@@ -163,7 +163,7 @@ def _child(title: str, module: str, *words: str | Path, most: float | None) -> s
             if last.isdigit():
                 bar.update(int(last) - bar.n)
         errors = (process.stderr.read() if process.stderr else "").strip().splitlines()
-    if process.returncode == -signal.SIGKILL and most:
+    if process.returncode == -signal.SIGTERM and most:
         raise EngineError(f"{title} took more than {most:.0f} s.")
     if process.returncode:
         raise EngineError(
@@ -174,7 +174,7 @@ def _child(title: str, module: str, *words: str | Path, most: float | None) -> s
 
 @contextmanager
 def _ended_after(process: subprocess.Popen[str], most: float | None) -> Iterator[None]:
-    timer = Timer(most or 0, process.kill)
+    timer = Timer(most or 0, process.terminate)  # out of memory, Linux kills
     if most:
         timer.start()
     try:

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,32 +17,43 @@ pytestmark = pytest.mark.browser
 STATUS = ".message__status"
 
 
-@pytest.fixture(scope="module")
-def narrow_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """One answer at a time, and a model that takes its time to load."""
-    made = Site(
-        tmp_path_factory.mktemp("narrow"), "simulated", WORKER_SLOTS="1",
-        SIMULATED_LOAD_SECONDS="3", DRAIN_SECONDS="0",
-    )  # fmt: skip
+@contextmanager
+def site_with(folder: Path, **names: str) -> Iterator[Site]:
+    made = Site(folder, "simulated", WORKER_SLOTS="1", DRAIN_SECONDS="0", **names)
     made.install()
     made.start()
     yield made
     made.stop()
 
 
-@pytest.fixture
-def visitor(browser: Browser, narrow_site: Site) -> Iterator[Page]:
-    context = browser.new_context(base_url=narrow_site.url)
+@pytest.fixture(scope="module")
+def narrow_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One answer at a time, and a model that takes its time to load."""
+    with site_with(tmp_path_factory.mktemp("narrow"), SIMULATED_LOAD_SECONDS="3") as made:
+        yield made
+
+
+@contextmanager
+def visit_to(browser: Browser, site: Site) -> Iterator[Page]:
+    context = browser.new_context(base_url=site.url)
     context.set_default_timeout(20_000)
     yield context.new_page()
     context.close()
 
 
-def test_a_loading_model_says_how_far_it_is(visitor: Page):
-    steps.start_chat(visitor, "count 5")
-    expect(visitor.locator(STATUS)).to_contain_text(re.compile(r"Loading the model, \d+ %"))
-    steps.wait_for_end(visitor)
-    assert steps.body_text(visitor) == "1 2 3 4 5"
+@pytest.fixture
+def visitor(browser: Browser, narrow_site: Site) -> Iterator[Page]:
+    with visit_to(browser, narrow_site) as page:
+        yield page
+
+
+def test_a_loading_model_says_how_far_it_is(browser: Browser, tmp_path: Path):
+    """As long as a busy machine may need to show a page."""
+    with site_with(tmp_path, SIMULATED_LOAD_SECONDS="15") as slow, visit_to(browser, slow) as page:
+        steps.start_chat(page, "count 5")
+        expect(page.locator(STATUS)).to_contain_text(re.compile(r"Loading the model, \d+ %"))
+        steps.wait_for_end(page)
+        assert steps.body_text(page) == "1 2 3 4 5"
 
 
 def test_a_waiting_question_shows_its_place_and_then_its_answer(
