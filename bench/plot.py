@@ -11,7 +11,7 @@ from pygal.style import Style
 RATES = "tokens/s, "  # what a table is called that is drawn
 STYLE = Style(
     background="white", plot_background="white", opacity="1", opacity_hover="1",
-    colors=("#0b6e4f", "#6bbf9c", "#2f5d8a", "#9db8d2"), font_family="sans-serif",
+    colors=("#0b6e4f", "#6bbf9c", "#2f5d8a", "#9db8d2", "#c9a227"), font_family="sans-serif",
     title_font_size=18, label_font_size=14, major_label_font_size=14, legend_font_size=14,
     value_font_size=12, guide_stroke_color="#ddd", major_guide_stroke_color="#333",
     guide_stroke_dasharray="1,0", major_guide_stroke_dasharray="1,0",
