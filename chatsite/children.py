@@ -35,6 +35,9 @@ class Child:
     def ensure(self) -> None:
         """Start it if it is not running (after a pause, if it died young)."""
         self.look()
+        self.start_if_due()
+
+    def start_if_due(self) -> None:
         if self.process is None and time.monotonic() >= self.restart_at:
             self.started_at = time.monotonic()
             self.process = self.start()
@@ -66,10 +69,10 @@ class Crew:
     def ensure(self) -> None:
         if time.monotonic() > self.looked_at + LOOK_SECONDS:
             self._see_what_is_wanted()
+        for member in self.members.values():
+            member.look()  # one that has ended may not be wanted any more: that is seen here
         for pk in self.names:
-            self._member(pk).ensure()
-        for pk in self.members.keys() - self.names.keys():
-            self.members[pk].look()
+            self._member(pk).start_if_due()
 
     def is_ready(self) -> bool:
         """Whether any of them takes runs."""

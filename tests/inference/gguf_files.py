@@ -19,7 +19,7 @@ def pair(key: str, value: Any) -> bytes:
         return string(key) + struct.pack("<I", STRING) + string(value)
     if isinstance(value, float):
         return string(key) + struct.pack("<If", FLOAT, value)
-    if isinstance(value, list) and not isinstance(value[0], str):
+    if isinstance(value, list) and value and not isinstance(value[0], str):
         numbers = np.array(value, np.float32 if isinstance(value[0], float) else np.int32)
         kind = FLOAT if isinstance(value[0], float) else INT32
         return string(key) + struct.pack("<IIQ", ARRAY, kind, len(value)) + numbers.tobytes()
