@@ -171,14 +171,17 @@ async def test_several_answers_are_those_of_their_seeds_and_the_first_is_the_req
     engine: Engine,
 ):
     answers = [""] * 3
+    tokens: list[list[int]] = [[], [], []]  # none, where the engine tells none
     finished = []
     async for index, delta in several(engine, ask("Tell me a story."), 3):
         answers[index] += delta.text
+        tokens[index].extend(delta.token_ids)
         finished += [index] if delta.finish else []
     seeds = [seed_of(SEEDED.seed, index) for index in range(3)]
     assert seeds[0] == SEEDED.seed
     alone = [await collect(engine, ask("Tell me a story.", varied(SEEDED, seed=s))) for s in seeds]
     assert answers == [text_of(deltas) for deltas in alone]
+    assert list(map(tuple, tokens)) == [tokens_of(deltas) for deltas in alone]
     assert sorted(finished) == [0, 1, 2]
     assert len(set(answers)) == 3
 
@@ -204,7 +207,7 @@ async def test_closing_several_answers_frees_all_their_slots(engine: Engine):
 
 
 async def test_an_error_of_one_answer_ends_all(engine: Engine):
-    with pytest.raises(RequestRefused, match="2048"):
+    with pytest.raises(RequestRefused, match=r"this model reads 2048|\(2048 tokens\)"):
         async for _ in several(engine, ask("river mountain " * 2000), 2):
             pass
     assert engine.capacity().busy == 0
