@@ -19,8 +19,9 @@ function write(top) {
   expected = last = scroller.scrollTop;
 }
 
+// From the start of what scrolls. Where it comes to rest: what arrives is drawn lower for a moment.
 function topOf(element) {
-  return element.getBoundingClientRect().top - scroller.getBoundingClientRect().top + scroller.scrollTop;
+  return element.offsetTop - scroller.offsetTop;
 }
 
 // Empty room below the answer, so that the question can stand near the top.

@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.steps import answer, ask, scroll_top, start_chat, wait_for_end, wait_for_words
 
@@ -15,6 +15,11 @@ def fill_chat(page: Page) -> None:
 DISTANCE = (
     "(s => s.scrollHeight - s.clientHeight - s.scrollTop)(document.getElementById('scroller'))"
 )
+
+ARRIVAL = """(time) => document.styleSheets[0].insertRule(
+  `.message--new { animation-duration: ${time} !important }`,
+  document.styleSheets[0].cssRules.length,
+)"""
 
 
 def is_at_the_end(page: Page) -> bool:
@@ -34,6 +39,23 @@ def test_the_question_goes_near_the_top_when_it_is_sent(page: Page) -> None:
     box = page.locator(".message--user").last.bounding_box()
     assert box is not None
     assert 50 < box["y"] < 110
+
+
+def test_a_question_that_still_moves_in_goes_where_it_will_rest(page: Page) -> None:
+    fill_chat(page)
+    page.evaluate(ARRIVAL, "60s")
+    held: list[Route] = []
+    page.route("**/messages/", lambda route: held.append(route))
+    ask(page, "echo short")
+    expect(page.locator(".message--user")).to_have_count(2)
+    page.evaluate(ARRIVAL, "0s")
+    rest = page.evaluate(
+        "document.querySelectorAll('.message--user')[1].getBoundingClientRect().top"
+        " - document.getElementById('scroller').getBoundingClientRect().top"
+    )
+    assert abs(rest - 16) < 2
+    held[0].continue_()
+    wait_for_end(page)
 
 
 def test_the_answer_is_followed_while_pinned(page: Page) -> None:
