@@ -76,6 +76,7 @@ class Stall:
                     self.before.append(b - a)
                 elif a < end:
                     self.during.append(b - a)
+        self.step = median(self.before)
 
 
 async def _stall(pair: Pair, peer: Peer) -> Stall:
@@ -103,17 +104,14 @@ def _stalls(found: dict[str, list[Stall]]) -> Table:
     own = {name: median(s.own for s in stalls) for name, stalls in found.items()}
     table: Table = {}
     for name, stalls in found.items():
-        step = median(gap for s in stalls for gap in s.before)
-        alone = _p99([gap for s in stalls for gap in s.before])
-        during = [gap for s in stalls for gap in s.during]
-        worst = _p99(during)
         table[name] = {
-            "step ms": round(step * 1000, 1),
-            "alone p99 steps": round(alone / step, 2),
-            "p50 ms": round(median(during) * 1000, 1),
-            "p99 ms": round(worst * 1000, 1),
-            "p50 steps": round(median(during) / step, 2),
-            "p99 steps": round(worst / step, 2),
+            "step ms": round(median(s.step for s in stalls) * 1000, 1),
+            "alone p99 steps": round(median(_p99(s.before) / s.step for s in stalls), 2),
+            "p50 ms": round(median(median(s.during) for s in stalls) * 1000, 1),
+            "p99 ms": round(median(_p99(s.during) for s in stalls) * 1000, 1),
+            "p50 steps": round(median(median(s.during) / s.step for s in stalls), 2),
+            "p99 steps": round(median(_p99(s.during) / s.step for s in stalls), 2),
+            "of the rounds": [round(_p99(s.during) / s.step, 2) for s in stalls],
             "own first token s": round(own[name], 2),
             "own, ratio": round(own["ours"] / own[name], 2),
         }

@@ -23,9 +23,9 @@ from inference.engines.slots import Slot, place
 from inference.engines.threads import Threads, counts
 
 CHUNK = 64  # most prompt tokens in one call: a larger one is not faster on a CPU
-SMALLEST_CHUNK = 8
-TOGETHER = 4  # rows that are multiplied at once
-STALL_STEPS = 1.2  # how long a chunk may hold up the running answers, in steps of theirs
+SMALLEST_CHUNK = 4
+BEGINNING = 3  # a call takes as long as so many tokens more: the weights are read once
+STALL_STEPS = 0.8  # how long a chunk may hold up the running answers, in steps of theirs
 SMOOTHING = 0.25
 GUESS_UP_TO = 2  # runs at work; with more, the others' tokens fill the processor already
 
@@ -36,19 +36,25 @@ class Tempo:
 
     step: float = 0.0
     answering: int = 0  # runs in that step
-    chunk_token: float = 0.0
+    token: float = 0.0
 
     def step_took(self, seconds: float, answering: int) -> None:
         self.step = _towards(self.step if answering == self.answering else 0.0, seconds)
         self.answering = answering
 
     def chunk_took(self, seconds: float, tokens: int) -> None:
-        self.chunk_token = _towards(self.chunk_token, seconds / tokens)
+        self.token = _towards(self.token, seconds / (BEGINNING + tokens))
 
-    def chunk(self) -> int:
-        """How many tokens of a prompt may come between two steps."""
-        size = int(STALL_STEPS * self.step / self.chunk_token) if self.chunk_token else 0
-        return max(SMALLEST_CHUNK, min(size - size % TOGETHER, CHUNK))
+    def chunk(self, waiting: int) -> int:
+        """How many tokens of a prompt may come between two steps, while so many prompts wait.
+
+        When more runs wait for their first token than for their next one, they go first.
+        """
+        if not self.token:
+            return SMALLEST_CHUNK
+        steps = STALL_STEPS * max(1, waiting / max(1, self.answering))
+        size = int(steps * self.step / self.token) - BEGINNING
+        return max(SMALLEST_CHUNK, min(size, CHUNK))
 
 
 def _towards(old: float, new: float) -> float:
@@ -127,7 +133,7 @@ class Batcher:
 
     @property
     def busy(self) -> int:
-        return sum(1 for slot in self._slots if slot.run) + len(self._waiting)
+        return len(self._runs) + len(self._waiting)
 
     def seconds_without_progress(self) -> float:
         return time.monotonic() - self._progress_at if self.busy else 0.0
@@ -188,7 +194,7 @@ class Batcher:
     # --- steps: the running answers -------------------------------------------------------
     def _step(self) -> None:
         """The last token of every run that is past its prompt, in one call."""
-        runs = [slot.run for slot in self._slots if slot.run and slot.run.is_answering]
+        runs = [run for run in self._runs if run.is_answering]
         if not runs:
             return
         parts = [self._part(run, guesses) for run, guesses in self._guesses(runs)]
@@ -206,7 +212,7 @@ class Batcher:
 
         None while a prompt waits for its chunk: it would wait longer.
         """
-        someone_waits = len(runs) < sum(bool(slot.run) for slot in self._slots)
+        someone_waits = len(runs) < len(self._runs)
         if len(runs) > GUESS_UP_TO or someone_waits or self._reproducible:
             return [(run, []) for run in runs]
         guesses = [run.lookup.guess(run.inputs, self._room_to_guess(run)) for run in runs]
@@ -272,11 +278,17 @@ class Batcher:
         """Small enough beside running answers: they all wait for each chunk."""
         if self._reproducible:
             return max(1, min(CHUNK, run.prompt_tokens - run.position))
-        return self._tempo.chunk() if self._someone_answers else CHUNK
+        if not self._someone_answers:
+            return CHUNK
+        return self._tempo.chunk(sum(not run.is_answering for run in self._runs))
 
     @property
     def _someone_answers(self) -> bool:
-        return any(slot.run and slot.run.is_answering for slot in self._slots)
+        return any(run.is_answering for run in self._runs)
+
+    @property
+    def _runs(self) -> list[Run]:
+        return [slot.run for slot in self._slots if slot.run]
 
     def _decode_chunk(self, run: Run, entries: list[Entry]) -> list[Logits] | None:
         self._outbox.flush()

@@ -186,6 +186,7 @@ class Context:
         self._memory = library.llama_get_memory(self.handle)
         self._batch = library.llama_batch_init(batch, 0, 1)
         self._vocabulary = weights.size
+        self._threads = 0
         # llama.cpp rounds up, which would be past the places a model has learned.
         self.tokens = min(tokens, library.llama_n_ctx_seq(self.handle))
 
@@ -214,7 +215,9 @@ class Context:
         return np.ctypeslib.as_array(pointer, (self._vocabulary,))
 
     def use_threads(self, count: int) -> None:
-        library.llama_set_n_threads(self.handle, count, count)
+        if count != self._threads:  # a call of C lets other threads of Python go first
+            library.llama_set_n_threads(self.handle, count, count)
+            self._threads = count
 
     def seconds(self, threads: int, tokens: int) -> float:
         """How long an evaluation of so many takes; slot 0 is left empty."""

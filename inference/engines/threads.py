@@ -50,6 +50,9 @@ class Threads:
             if first < near:
                 times[count] = min(first, seconds(count))
         self.count = min(times, key=times.__getitem__)
+        if self.count == self._options[-1]:  # nothing better to hope for; neighbours are noticed
+            self._pause = LATEST
+            self._due = time.monotonic() + LATEST
 
     def next(self) -> int:
         """The count for the next call."""

@@ -36,6 +36,7 @@ namespace {
 
 constexpr int CELLS = 64;   // of the cache, looked at together
 constexpr int ROWS = 32;    // of queries, most that share a look at the cache
+constexpr int READING = 3;  // a look takes as long as so many rows of its work
 constexpr int WIDEST = 256; // numbers in a head's key or value
 constexpr int LANES = 8;
 constexpr uint16_t MASKED = 0xFC00; // minus infinity in 16 bits
@@ -74,28 +75,34 @@ inline float largest_of(__m256 x) {
 
 // --- the cache's formats ------------------------------------------------------------------
 
-void widen_f16(const char * from, float * to, int count) {
-    for (int i = 0; i < count; i += LANES) {
-        const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from + 2 * i));
-        _mm256_storeu_ps(to + i, _mm256_cvtph_ps(half));
-    }
-}
+// `cells` of `count` numbers each, `apart` bytes from one to the next.
+using Widen = void (*)(const char * from, size_t apart, float * to, int count, int cells);
 
-// Blocks of 32: a scale in 16 bits, then as many signed bytes.
-void widen_q8_0(const char * from, float * to, int count) {
-    for (int block = 0; block < count / 32; ++block, from += 34, to += 32) {
-        uint16_t half;
-        std::memcpy(&half, from, sizeof half);
-        const __m256 scale = _mm256_set1_ps(_cvtsh_ss(half));
-        for (int i = 0; i < 32; i += LANES) {
-            const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(from + 2 + i));
-            const __m256 whole = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-            _mm256_storeu_ps(to + i, _mm256_mul_ps(whole, scale));
+void widen_f16(const char * from, size_t apart, float * to, int count, int cells) {
+    for (int cell = 0; cell < cells; ++cell, from += apart, to += count) {
+        for (int i = 0; i < count; i += LANES) {
+            const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from + 2 * i));
+            _mm256_storeu_ps(to + i, _mm256_cvtph_ps(half));
         }
     }
 }
 
-using Widen = void (*)(const char *, float *, int);
+// Blocks of 32: a scale in 16 bits, then as many signed bytes.
+void widen_q8_0(const char * from, size_t apart, float * to, int count, int cells) {
+    for (int cell = 0; cell < cells; ++cell, from += apart) {
+        const char * block = from;
+        for (const float * end = to + count; to < end; block += 34, to += 32) {
+            uint16_t half;
+            std::memcpy(&half, block, sizeof half);
+            const __m256 scale = _mm256_set1_ps(_cvtsh_ss(half));
+            for (int i = 0; i < 32; i += LANES) {
+                const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(block + 2 + i));
+                const __m256 whole = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+                _mm256_storeu_ps(to + i, _mm256_mul_ps(whole, scale));
+            }
+        }
+    }
+}
 
 Widen widening(const ggml_tensor * t) {
     const bool fits = t->ne[0] % LANES == 0 && t->ne[0] <= WIDEST;
@@ -108,7 +115,10 @@ Widen widening(const ggml_tensor * t) {
 // --- one row against one tile of cells ----------------------------------------------------
 
 // The products of a query with eight keys; keys lie one after the other, `width` apart.
+// WIDTH is the width, where the compiler is to know it (it then needs no register for each key).
+template <int WIDTH>
 inline __m256 products(const float * query, const float * keys, int width) {
+    width = WIDTH ? WIDTH : width;
     __m256 sums[LANES] = {};
     for (int d = 0; d < width; d += LANES) {
         const __m256 q = _mm256_loadu_ps(query + d);
@@ -155,10 +165,11 @@ void scale_by(float * numbers, float factor, int count) {
 }
 
 // Scores of a row's cells, made into weights; sums so far are brought to the new highest score.
+template <int WIDTH>
 void weigh(Row & row, const float * query, const float * keys, int width, int first, float * weights, float * sum, int value_width) {
     __m256 highest = _mm256_set1_ps(-INFINITY);
     for (int cell = 0; cell < row.cells; cell += LANES) {
-        __m256 score = products(query, keys + cell * width, width);
+        __m256 score = products<WIDTH>(query, keys + cell * (WIDTH ? WIDTH : width), width);
         if (row.mask) {
             const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i *>(row.mask + first + cell));
             score = _mm256_add_ps(score, _mm256_cvtph_ps(half));
@@ -180,6 +191,12 @@ void weigh(Row & row, const float * query, const float * keys, int width, int fi
         total = _mm256_add_ps(total, weight);
     }
     row.total += sum_of(total);
+}
+
+using Weigh = void (*)(Row &, const float *, const float *, int, int, float *, float *, int);
+
+Weigh weighing(int width) {
+    return width == 64 ? weigh<64> : width == 128 ? weigh<128> : weigh<0>;
 }
 
 void add_all_values(float * sum, const float * weights, const float * values, int width, int cells) {
@@ -206,19 +223,36 @@ struct Attention {
     const ggml_tensor *q, *k, *v, *mask;
     ggml_tensor * dst;
     Widen widen_key, widen_value;
+    Weigh weigh;
     float scale;
     int key_width, value_width;
     int64_t cells, queries, heads, shared, groups, streams; // shared: query heads to one key
     int block, blocks;                                      // rows in a unit; units to a group
 
-    explicit Attention(ggml_tensor * to)
+    Attention(ggml_tensor * to, int threads)
         : q(to->src[0]), k(to->src[1]), v(to->src[2]), mask(to->src[3]), dst(to),
-          widen_key(widening(k)), widen_value(widening(v)), key_width(k->ne[0]), value_width(v->ne[0]),
+          widen_key(widening(k)), widen_value(widening(v)), weigh(weighing(k->ne[0])), key_width(k->ne[0]), value_width(v->ne[0]),
           cells(k->ne[1]), queries(q->ne[1]), heads(q->ne[2]), shared(heads / k->ne[2]), groups(k->ne[2]),
           streams(q->ne[3]) {
         std::memcpy(&scale, to->op_params, sizeof scale);
-        block = std::min<int64_t>(ROWS, queries * shared);
-        blocks = (queries * shared + block - 1) / block;
+        share_out(threads);
+    }
+
+    // Units of a size with which all threads end at about the same time. Each unit reads the cache
+    // anew, which takes about as long as READING rows.
+    void share_out(int threads) {
+        const int64_t rows = queries * shared;
+        const int64_t fewest = (rows + ROWS - 1) / ROWS;
+        int64_t least = INT64_MAX;
+        for (int64_t parts = fewest; parts <= std::min(rows, 2 * fewest + threads); ++parts) {
+            const int64_t size = (rows + parts - 1) / parts;
+            const int64_t turns = (streams * groups * parts + threads - 1) / threads;
+            if (turns * (size + READING) < least) {
+                least = turns * (size + READING);
+                block = size;
+            }
+        }
+        blocks = (rows + block - 1) / block;
     }
 
     bool is_ours() const {
@@ -233,7 +267,9 @@ struct Attention {
     int64_t units() const { return streams * groups * blocks; }
 
     // That a thread needs for its work. ggml reserves the room, for its own tiles.
-    size_t floats() const { return (CELLS + ROWS) * (key_width + value_width) + CELLS; }
+    size_t floats() const {
+        return CELLS * std::max(key_width, value_width) + ROWS * (key_width + value_width + CELLS);
+    }
 
     const uint16_t * mask_of(int64_t query, int64_t head, int64_t stream) const {
         if (!mask) {
@@ -248,9 +284,8 @@ struct Attention {
         const int64_t first = number % blocks * block;
         const int64_t group = number / blocks % groups, stream = number / blocks / groups;
         const int count = std::min<int64_t>(block, queries * shared - first);
-        float * keys = work;
-        float * values = keys + CELLS * key_width;
-        float * query = values + CELLS * value_width;
+        float * wide = work;
+        float * query = wide + CELLS * std::max(key_width, value_width);
         float * sums = query + ROWS * key_width;
         float * weights = sums + ROWS * value_width;
         Row rows[ROWS];
@@ -263,7 +298,7 @@ struct Attention {
         }
         std::fill_n(sums, count * value_width, 0.0f);
         for (int64_t cell = 0; cell < cells; cell += CELLS) {
-            tile(rows, count, cell, group, stream, keys, values, query, sums, weights);
+            tile(rows, count, cell, group, stream, wide, query, sums, weights);
         }
         for (int r = 0; r < count; ++r) {
             const int64_t at = (first + r) / shared, head = group * shared + (first + r) % shared;
@@ -274,7 +309,8 @@ struct Attention {
         }
     }
 
-    void tile(Row * rows, int count, int64_t first, int64_t group, int64_t stream, float * keys, float * values, const float * query, float * sums, float * weights) const {
+    // First the keys, for all rows, then the values: both at once would not fit in the nearest memory.
+    void tile(Row * rows, int count, int64_t first, int64_t group, int64_t stream, float * wide, const float * query, float * sums, float * weights) const {
         int most = 0;
         for (int r = 0; r < count; ++r) {
             const bool same = r && rows[r].mask == rows[r - 1].mask;
@@ -285,19 +321,16 @@ struct Attention {
             return;
         }
         const char * key = static_cast<const char *>(k->data) + first * k->nb[1] + group * k->nb[2] + stream * k->nb[3];
-        const char * value = static_cast<const char *>(v->data) + first * v->nb[1] + group * v->nb[2] + stream * v->nb[3];
-        for (int cell = 0; cell < (most + LANES - 1) / LANES * LANES; ++cell) {
-            widen_key(key + cell * k->nb[1], keys + cell * key_width, key_width);
-        }
-        for (int cell = 0; cell < most; ++cell) {
-            widen_value(value + cell * v->nb[1], values + cell * value_width, value_width);
-        }
+        widen_key(key, k->nb[1], wide, key_width, (most + LANES - 1) / LANES * LANES);
         for (int r = 0; r < count; ++r) {
             if (rows[r].cells) {
-                float * sum = sums + r * value_width;
-                weigh(rows[r], query + r * key_width, keys, key_width, first, weights, sum, value_width);
-                add_all_values(sum, weights, values, value_width, rows[r].cells);
+                weigh(rows[r], query + r * key_width, wide, key_width, first, weights + r * CELLS, sums + r * value_width, value_width);
             }
+        }
+        const char * value = static_cast<const char *>(v->data) + first * v->nb[1] + group * v->nb[2] + stream * v->nb[3];
+        widen_value(value, v->nb[1], wide, value_width, most);
+        for (int r = 0; r < count; ++r) {
+            add_all_values(sums + r * value_width, weights + r * CELLS, wide, value_width, rows[r].cells);
         }
     }
 };
@@ -305,7 +338,7 @@ struct Attention {
 } // namespace
 
 extern "C" void __wrap_ggml_compute_forward_flash_attn_ext(const ggml_compute_params * params, ggml_tensor * dst) {
-    const Attention attention(dst);
+    const Attention attention(dst, params->nth);
     const bool has_room = params->wsize >= params->nth * attention.floats() * sizeof(float);
     if (params->use_ref || !attention.is_ours() || !has_room) {
         passed_on += params->ith == 0;

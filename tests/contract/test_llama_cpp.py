@@ -146,7 +146,7 @@ async def test_running_answers_go_on_while_a_long_prompt_is_read(llama: LlamaCpp
 async def test_what_was_read_of_a_stopped_prompt_is_not_read_again_and_changes_nothing(
     llama: LlamaCppEngine,
 ):
-    long = "".join(f"Number {number} is an odd fellow. " for number in range(50))
+    long = "".join(f"Number {number} is an odd fellow. " for number in range(140))
     sampling = Sampling(temperature=0, max_tokens=8)
     stopped = asyncio.create_task(
         collect(llama, Request((Turn("user", long),), sampling, scope="s"))

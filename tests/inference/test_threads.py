@@ -28,6 +28,13 @@ def test_the_fastest_count_at_start_is_taken():
     assert threads.count == 2
 
 
+def test_on_a_quiet_machine_nothing_else_is_tried(clock: list[float]):
+    threads = Threads([1, 2])
+    times = {1: 0.010, 2: 0.006}
+    threads.calibrate(times.__getitem__)
+    assert work(threads, clock, times, 4000) == [2] * 4000
+
+
 def test_neighbours_that_come_bring_the_count_down_at_once(clock: list[float]):
     threads = Threads([1, 2])
     threads.count = 2
