@@ -49,7 +49,11 @@ async def measure(plan: Plan, parts: list[str]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for name in parts:
         print(f"Measuring: {name}", flush=True)
-        figures |= await PARTS[name](plan)
+        try:
+            figures |= await PARTS[name](plan)
+        except Problem as problem:  # the other parts are measured and saved all the same
+            print(f"{name} was not measured: {problem}", flush=True)
+            figures[f"{name}, not measured"] = str(problem)
     return figures
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from bench.llama_server import LlamaServer
 from bench.peers import Answer, Job, Ours, Peer, Theirs, ours
 from bench.prompts import Author, Turns
+from deploy.running import Problem
 from inference.engines.base import Sampling
 
 SLOTS = 16
@@ -61,7 +62,8 @@ class Pair:
         answered = ids[len(self.ours.ids(asked)) : SEEN]
         scope = before[0].content
         primer = self.job(asked, 1, answered, scope)
-        assert ids[: len(primer.ids)] == primer.ids, "the template changes earlier turns"
+        if ids[: len(primer.ids)] != primer.ids:
+            raise Problem("This model's template changes earlier turns: no prefix can be reused.")
         for peer in (self.theirs, self.ours):
             await answer_all(peer, [primer])
         return self.job(now, tokens, scope=scope)

@@ -182,6 +182,21 @@ class BackendAdmin(admin.ModelAdmin):
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
+    def save_model(
+        self, request: HttpRequest, backend: Backend, form: "forms.ModelForm[Backend]", change: bool
+    ) -> None:
+        super().save_model(request, backend, form, change)
+        for field in form.changed_data:
+            backend.note(f"has {field} {getattr(backend, field)}", staff(request))
+
+    def delete_model(self, request: HttpRequest, backend: Backend) -> None:
+        backend.note("is deleted", staff(request))
+        super().delete_model(request, backend)
+
+    def delete_queryset(self, request: HttpRequest, backends: QuerySet[Backend]) -> None:
+        for backend in backends:
+            self.delete_model(request, backend)
+
     @admin.action(description="Drain: no new answers", permissions=["change"])
     def drain(self, request: HttpRequest, backends: QuerySet[Backend]) -> None:
         for backend in backends:

@@ -83,7 +83,11 @@ class Backend(models.Model):
         """Give it no new answers, or some again."""
         self.is_draining = is_draining
         self.save(update_fields=["is_draining"])
-        note = f"{self.name} {'drains' if is_draining else 'is taken back'}"
+        self.note("drains" if is_draining else "is taken back", by)
+
+    def note(self, what: str, by: "By") -> None:
+        """In the audit trail: what was done to it."""
+        note = f"{self.name} {what}"
         self.release.note(ReleaseEvent.Action.SERVER, by, from_state=self.release.state, note=note)
 
     def for_engine(self) -> "backends.Backend":

@@ -2,9 +2,10 @@
 
 A step evaluates the last token of every run that is past its prompt, and guesses of the next
 ones where few runs are at work. Then, at most one chunk of one prompt is evaluated, of a size
-that holds the others up for about one step more. A token's values depend only on the
-tokens before it, to the bit, whatever the step or chunk (docs/architecture.md); so who else
-is at work, what was found evaluated already and what was guessed changes no answer.
+that holds the others up for less than one step more (two, when more people wait for a prompt).
+A token's values depend only on the tokens before it, to the bit, whatever the step or chunk
+(docs/architecture.md); so who else is at work, what was found evaluated already and what was
+guessed changes no answer.
 """
 
 import threading
@@ -26,6 +27,7 @@ CHUNK = 64  # most prompt tokens in one call: a larger one is not faster on a CP
 SMALLEST_CHUNK = 4
 BEGINNING = 3  # a call takes as long as so many tokens more: the weights are read once
 STALL_STEPS = 0.8  # how long a chunk may hold up the running answers, in steps of theirs
+MOST_WEIGHT = 2  # as many times as long, when more people wait for a prompt than are answered
 SMOOTHING = 0.25
 GUESS_UP_TO = 2  # runs at work; with more, the others' tokens fill the processor already
 
@@ -45,15 +47,11 @@ class Tempo:
     def chunk_took(self, seconds: float, tokens: int) -> None:
         self.token = _towards(self.token, seconds / (BEGINNING + tokens))
 
-    def chunk(self, waiting: int) -> int:
-        """How many tokens of a prompt may come between two steps, while so many prompts wait.
-
-        When more runs wait for their first token than for their next one, they go first.
-        """
+    def chunk(self, weight: float = 1.0) -> int:
+        """How many tokens of a prompt may come between two steps; `weight` times the usual."""
         if not self.token:
             return SMALLEST_CHUNK
-        steps = STALL_STEPS * max(1, waiting / max(1, self.answering))
-        size = int(steps * self.step / self.token) - BEGINNING
+        size = int(weight * STALL_STEPS * self.step / self.token) - BEGINNING
         return max(SMALLEST_CHUNK, min(size, CHUNK))
 
 
@@ -280,7 +278,9 @@ class Batcher:
             return max(1, min(CHUNK, run.prompt_tokens - run.position))
         if not self._someone_answers:
             return CHUNK
-        return self._tempo.chunk(sum(not run.is_answering for run in self._runs))
+        waiting = {run.scope for run in self._runs if not run.is_answering}
+        answered = {run.scope for run in self._runs if run.is_answering}
+        return self._tempo.chunk(min(MOST_WEIGHT, max(1, len(waiting) / len(answered))))
 
     @property
     def _someone_answers(self) -> bool:
@@ -288,7 +288,7 @@ class Batcher:
 
     @property
     def _runs(self) -> list[Run]:
-        return [slot.run for slot in self._slots if slot.run]
+        return [run for slot in self._slots if (run := slot.run)]
 
     def _decode_chunk(self, run: Run, entries: list[Entry]) -> list[Logits] | None:
         self._outbox.flush()
@@ -311,7 +311,11 @@ class Batcher:
         self._context.use_threads(count)
         started = time.perf_counter()
         rows = self._context.decode(entries)
-        threads.took(count, len(entries), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        if threads is self.chunk_threads:  # whose sizes vary: what is compared is a token's share
+            threads.took(count, 1, seconds / (BEGINNING + len(entries)))
+        else:
+            threads.took(count, len(entries), seconds)
         return None if rows is None else iter(rows)
 
     def _choose(self, run: Run, slot: Slot, logits: Logits) -> bool:

@@ -215,7 +215,7 @@ class Context:
         return np.ctypeslib.as_array(pointer, (self._vocabulary,))
 
     def use_threads(self, count: int) -> None:
-        if count != self._threads:  # a call of C lets other threads of Python go first
+        if count != self._threads:  # ctypes gives the GIL up for each call
             library.llama_set_n_threads(self.handle, count, count)
             self._threads = count
 

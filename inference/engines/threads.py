@@ -64,7 +64,10 @@ class Threads:
         return self.count if mine <= others else self._other
 
     def took(self, count: int, rows: int, seconds: float) -> None:
-        """Tell how long a call of `rows` tokens took with `count` threads."""
+        """Tell how long a call of `rows` tokens took with `count` threads.
+
+        Only calls of equally many are compared.
+        """
         if self._other is None:
             self._watch(rows, seconds)
             return

@@ -36,7 +36,7 @@ namespace {
 
 constexpr int CELLS = 64;   // of the cache, looked at together
 constexpr int ROWS = 32;    // of queries, most that share a look at the cache
-constexpr int READING = 3;  // a look takes as long as so many rows of its work
+constexpr int READING = 3;  // a look takes as long as so many rows of its work (measured; it changes no value)
 constexpr int WIDEST = 256; // numbers in a head's key or value
 constexpr int LANES = 8;
 constexpr uint16_t MASKED = 0xFC00; // minus infinity in 16 bits
@@ -242,7 +242,7 @@ struct Attention {
     // anew, which takes about as long as READING rows.
     void share_out(int threads) {
         const int64_t rows = queries * shared;
-        const int64_t fewest = (rows + ROWS - 1) / ROWS;
+        const int64_t fewest = std::max<int64_t>(1, (rows + ROWS - 1) / ROWS);
         int64_t least = INT64_MAX;
         for (int64_t parts = fewest; parts <= std::min(rows, 2 * fewest + threads); ++parts) {
             const int64_t size = (rows + parts - 1) / parts;
@@ -266,7 +266,7 @@ struct Attention {
 
     int64_t units() const { return streams * groups * blocks; }
 
-    // That a thread needs for its work. ggml reserves the room, for its own tiles.
+    // What a thread needs for its work. ggml reserves the room, for its own tiles.
     size_t floats() const {
         return CELLS * std::max(key_width, value_width) + ROWS * (key_width + value_width + CELLS);
     }

@@ -4,19 +4,23 @@
 // thread that lost its core), it sleeps. On a virtual machine its core is then given to somebody
 // else, and it can take as long as several steps until it is there again, while the other threads
 // wait and sleep in their turn. Here, a thread of the lowest class on each core turns in place
-// of those that sleep: whatever else wants the core gets it at once.
+// of those that sleep. Nothing here makes the evaluating thread wait for one that turns.
 
 #include "ggml-cpu.h"
 
 #include <immintrin.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
+#include <climits>
 #include <cstdint>
-#include <mutex>
+#include <cstdio>
 #include <system_error>
 #include <thread>
 
@@ -27,17 +31,31 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::milliseconds LONGEST{5}; // between two evaluations: after it there is no next one soon
+constexpr std::chrono::milliseconds LONGEST{4}; // between two evaluations: after it there is no next one soon
 constexpr int PAUSES = 32;                      // between two looks at the clock, about a microsecond
+
+// Whether this container may use less processor time than it has cores: turning would use it up.
+bool is_rationed(int cores) {
+    std::FILE * file = std::fopen("/sys/fs/cgroup/cpu.max", "r");
+    long quota = 0, period = 0;
+    const bool is_given = file && std::fscanf(file, "%ld %ld", &quota, &period) == 2;
+    if (file) {
+        std::fclose(file);
+    }
+    return is_given && quota < period * cores;
+}
 
 class Awake {
   public:
     Awake() {
         cpu_set_t all;
-        if (sched_getaffinity(0, sizeof all, &all)) {
+        if (sched_getaffinity(0, sizeof all, &all) || is_rationed(CPU_COUNT(&all))) {
             return;
         }
         cores = CPU_COUNT(&all);
+        sigset_t every, before;
+        sigfillset(&every);
+        pthread_sigmask(SIG_SETMASK, &every, &before); // signals are for threads that run at once
         try {
             for (int core = 0; core < CPU_SETSIZE; ++core) {
                 if (CPU_ISSET(core, &all)) {
@@ -47,16 +65,17 @@ class Awake {
         } catch (const std::system_error &) {
             // As many as may be had: they are a help and no condition.
         }
+        pthread_sigmask(SIG_SETMASK, &before, nullptr);
     }
 
     // Threads that leave cores to others need none of this: a turning thread would take those.
-    bool is_needed(int threads) const { return threads > 1 && threads >= cores; }
+    bool is_needed(int threads) const { return cores && threads >= cores; }
 
     void until_further_notice() {
         until = INT64_MAX;
-        if (asleep) {
-            std::lock_guard<std::mutex> hold(lock);
-            wake.notify_all();
+        if (asleep) { // a lock or a condition could wait for a thread that gets no core
+            ++calls;
+            syscall(SYS_futex, &calls, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
         }
     }
 
@@ -68,21 +87,21 @@ class Awake {
     }
 
     void turn(int core) {
-        pthread_setname_np(pthread_self(), "awake");
         const sched_param none{};
         cpu_set_t mine;
         CPU_ZERO(&mine);
         CPU_SET(core, &mine);
-        if (sched_setscheduler(0, SCHED_IDLE, &none) || pthread_setaffinity_np(pthread_self(), sizeof mine, &mine)) {
-            return; // never in the way of anything else
+        if (pthread_setaffinity_np(pthread_self(), sizeof mine, &mine) || sched_setscheduler(0, SCHED_IDLE, &none)) {
+            return;
         }
+        pthread_setname_np(pthread_self(), "awake");
         for (;;) {
-            {
-                std::unique_lock<std::mutex> hold(lock);
-                ++asleep;
-                wake.wait(hold, [&] { return now() < until; });
-                --asleep;
+            const int seen = calls;
+            ++asleep;
+            if (now() >= until) {
+                syscall(SYS_futex, &calls, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
             }
+            --asleep;
             while (now() < until) {
                 for (int i = 0; i < PAUSES; ++i) {
                     _mm_pause();
@@ -91,16 +110,18 @@ class Awake {
         }
     }
 
-    std::mutex lock;
-    std::condition_variable wake;
     std::atomic<int64_t> until{0};
     std::atomic<int> asleep{0};
-    int cores = 0;
+    std::atomic<int> calls{0}; // to wake up; what the futex looks at
+    int cores = 0;             // 0: nothing is kept awake
 };
 
 } // namespace
 
 extern "C" ggml_status __wrap_ggml_graph_compute(ggml_cgraph * graph, ggml_cplan * plan) {
+    if (plan->n_threads < 2) {
+        return __real_ggml_graph_compute(graph, plan);
+    }
     static Awake & awake = *new Awake; // never destroyed: its threads end with the process
     if (!awake.is_needed(plan->n_threads)) {
         return __real_ggml_graph_compute(graph, plan);

@@ -12,7 +12,7 @@ from django.utils import timezone
 from accounts.models import Tier, User
 from chats.models import Chat, Message, PendingMessage
 from inference.catalogue import CATALOGUE, register
-from inference.models import Alias, Chunk, Generation, Prompt, Release, ReleaseEvent, Worker
+from inference.models import Alias, Chunk, Generation, Model, Prompt, Release, ReleaseEvent, Worker
 
 SECRET = "the-planted-secret"
 pytestmark = pytest.mark.django_db
@@ -201,3 +201,19 @@ def test_staff_can_stop_a_run(signed_in, charlie, run, alice):
 def test_people_who_are_not_staff_do_not_get_in(client, signed_in, alice, path):
     assert client.get(path).status_code == 302
     assert signed_in(alice).get(path).status_code == 302
+
+
+def test_what_staff_do_to_a_server_is_in_the_audit_trail(charlie, signed_in):
+    release = Model.objects.create(slug="far", title="Far").releases.create(
+        version=1, engine="upstream", context_tokens=1024
+    )
+    server = release.backends.create(
+        name="one", url="http://127.0.0.1:1", kind="llama_server", served_model="m", slots=8
+    )
+    client = signed_in(charlie)
+    page = reverse("admin:inference_backend_change", args=[server.pk])
+    client.post(page, {"slots": 4, "is_draining": "on"})
+    client.post(reverse("admin:inference_backend_delete", args=[server.pk]), {"post": "yes"})
+    assert not release.backends.exists()
+    notes = release.events.filter(user=charlie).order_by("pk").values_list("note", flat=True)
+    assert list(notes) == ["one has slots 4", "one has is_draining True", "one is deleted"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connection
 
 from inference import catalogue
 from inference.management.commands import models as command
@@ -189,3 +190,18 @@ def test_the_simulated_model_needs_no_file(settings, tmp_path):
     settings.MODELS_DIR = tmp_path / "none"
     assert "needs no file" in models("pull", "simulated")
     assert Release.objects.get().engine == "simulated"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("models", "promote", "tiny"),
+        ("models", "pull", "file:/nowhere.gguf", "--name", "tiny"),
+        ("models", "connect", "tiny", "--kind", "openai", "--url", "http://127.0.0.1:9"),
+        ("replay", "--last", "1"),
+    ],
+)
+def test_in_a_folder_without_a_site_they_say_how_to_start_one(words, monkeypatch):
+    monkeypatch.setattr(connection.introspection, "table_names", list)
+    with pytest.raises(CommandError, match="make run"):
+        call_command(*words)

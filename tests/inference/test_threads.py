@@ -28,7 +28,7 @@ def test_the_fastest_count_at_start_is_taken():
     assert threads.count == 2
 
 
-def test_on_a_quiet_machine_nothing_else_is_tried(clock: list[float]):
+def test_on_a_quiet_machine_nothing_else_is_tried_for_half_a_minute(clock: list[float]):
     threads = Threads([1, 2])
     times = {1: 0.010, 2: 0.006}
     threads.calibrate(times.__getitem__)

@@ -2,7 +2,7 @@
 
     python3 tests/vllm/install.py
 
-2.5 GB in a folder of the user's cache that is named after what it was made from; never a
+2.7 GB in a folder of the user's cache that is named after what it was made from; never a
 dependency of the site. Steps that are done are not done again.
 """
 

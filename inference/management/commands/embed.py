@@ -10,6 +10,7 @@ from django.db import DatabaseError
 
 from inference.embeddings import embed
 from inference.engines.base import EngineError
+from inference.management.commands.worker import NO_TABLES
 
 SHOWN_CHARACTERS = 60
 
@@ -29,8 +30,7 @@ class Command(BaseCommand):
         except EngineError as error:
             raise CommandError(str(error)) from error
         except DatabaseError as error:
-            message = "The database has no tables yet. Start the site: make run"
-            raise CommandError(message) from error
+            raise CommandError(NO_TABLES) from error
         self.stdout.write(f"{model}: {len(vectors[0])} dimensions")
         self.stdout.write("    " + "".join(f"{n:>7}" for n in range(1, len(texts) + 1)))
         for number, (text, vector) in enumerate(zip(texts, vectors, strict=True), 1):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from inference import connecting
 from inference.catalogue import CATALOGUE, Entry, register
 from inference.engines.base import EngineError
-from inference.management.commands.worker import named_model, named_release
+from inference.management.commands.worker import ensure_tables, named_model, named_release
 from inference.model_files import Wanted, fetch, is_verified, of_entry, of_release, verify
 from inference.models import Release, Worker
 from inference.pulls import Pull
@@ -77,6 +77,8 @@ class Command(BaseCommand):
         tuning.add_arguments(tune)
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if options["verb"] not in ("list", "verify") and options.get("source") not in CATALOGUE:
+            ensure_tables()  # (`make run` fetches the default model before there are any)
         try:
             getattr(self, options["verb"])(**options)
         except (ModelFileError, EngineError, ReleaseError) as error:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from accounts.models import User
 from inference.engines.base import Engine, EngineError
+from inference.management.commands.worker import ensure_tables
 from inference.models import Generation, Release
 from inference.replay import Verdict, prepared, replayed
 from inference.sources import ModelFileError
@@ -33,6 +34,7 @@ class Command(BaseCommand):
         parser.add_argument("--user", metavar="NAME", help="with --last: this person's only")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        ensure_tables()
         self.counts: Counter[str] = Counter()
         by_release: defaultdict[Release, list[Generation]] = defaultdict(list)
         for run in chosen(**{name: options[name] for name in ("ids", "last", "user")}):

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import uvloop
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DatabaseError
+from django.db import DatabaseError, connection
 
 from inference.catalogue import CATALOGUE
 from inference.engines.base import EngineError
@@ -15,12 +15,19 @@ from inference.models import Alias, Model, Release
 from inference.releases import ReleaseError
 from inference.worker import WorkerProcess
 
+NO_TABLES = "The database has no tables yet. Start the site: make run"
 EXIT_UNUSABLE = 78  # the model cannot be loaded: starting again would not help
 
 
 def names() -> set[str]:
     """Of every model and alias in the database."""
     return {slug for kind in (Model, Alias) for slug in kind.objects.values_list("slug", flat=True)}
+
+
+def ensure_tables() -> None:
+    """Raises CommandError in a DATA_DIR in which no site was ever started, or a mistyped one."""
+    if Release._meta.db_table not in connection.introspection.table_names():
+        raise CommandError(NO_TABLES)
 
 
 def served_release() -> Release:
@@ -30,7 +37,7 @@ def served_release() -> Release:
         release = Release.objects.serving()
         known = {*CATALOGUE, *names()}
     except DatabaseError as error:
-        raise CommandError("The database has no tables yet. Start the site: make run") from error
+        raise CommandError(NO_TABLES) from error
     if release is None and settings.MODEL not in known:
         raise CommandError(
             f"There is no model {settings.MODEL!r}. Known: {', '.join(sorted(known))}"
