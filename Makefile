@@ -29,7 +29,7 @@ check-migrations: dev
 	$(BIN)/python manage.py makemigrations --check --dry-run
 
 # The suite on PostgreSQL runs beside the one on SQLite, and is shown after it. The browser's comes
-# last: people wait for what it looks at, so it has waits of a few seconds.
+# last and alone: people wait for what it looks at, so it has waits of a few seconds.
 test-suites: dev
 	@log=$$(mktemp); $(MAKE) test-postgres > $$log 2>&1 & postgres=$$!; ok=0; \
 	trap 'kill $$postgres; rm -f $$log' INT TERM; \
@@ -37,14 +37,15 @@ test-suites: dev
 	echo "Waiting for the suite on PostgreSQL…"; wait $$postgres || ok=1; \
 	cat $$log; rm -f $$log; $(MAKE) test-browser || ok=1; exit $$ok
 
-# Most tests wait for something: those of two files at a time.
+# Most tests wait for something: those of two files at a time. (Not the browser's: they look for
+# states that pass quickly.)
 SEVERAL = -n 2 --dist loadfile
 
 test-sqlite: dev
 	$(BIN)/python -m pytest $(SEVERAL) -m "not browser" $(PYTEST)
 
 test-browser: dev
-	$(BIN)/python -m pytest $(SEVERAL) -m browser tests/browser $(PYTEST)
+	$(BIN)/python -m pytest -m browser tests/browser $(PYTEST)
 
 test-postgres: dev
 	TEST_DATABASE=postgres $(BIN)/python -m pytest -m "not browser" --ignore=tests/architecture $(PYTEST)

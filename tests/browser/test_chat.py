@@ -18,11 +18,11 @@ from tests.browser.steps import (
 
 
 def test_a_guest_sends_and_sees_the_answer_stream(page: Page) -> None:
-    start_chat(page, "count 40 pace=60")
+    start_chat(page, "count 200 pace=40")
     wait_for_words(page, "5")
     expect(answer(page)).to_have_attribute("data-state", "running")
     wait_for_end(page)
-    assert body_text(page).split()[-1].strip(".") == "40"
+    assert body_text(page).split()[-1].strip(".") == "200"
 
 
 def test_a_reload_in_mid_stream_shows_the_same_text_going_on(page: Page) -> None:
