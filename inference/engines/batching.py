@@ -24,7 +24,7 @@ from inference.engines.slots import Slot, place
 from inference.engines.threads import Threads, counts
 
 CHUNK = 64  # most prompt tokens in one call: a larger one is not faster on a CPU
-SMALLEST_CHUNK = 3
+SMALLEST_CHUNK = 4
 BEGINNING = 3  # a call takes as long as so many tokens more: the weights are read once
 STALL_STEPS = 0.8  # how long a chunk may hold up the running answers, in steps of theirs
 MOST_WEIGHT = 2  # as many times as long, when more people wait for a prompt than are answered
