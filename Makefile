@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export VENV
 
 .PHONY: run test lint check-migrations test-suites test-sqlite test-browser test-postgres \
-	test-vllm test-llama-server bench-engine bench-vllm dev shell lock clean
+	faults test-vllm test-llama-server bench-engine bench-vllm dev shell lock clean
 
 run: ## Install what is missing and serve the site
 	@exec $(PYTHON) deploy/install.py run
@@ -49,6 +49,10 @@ test-browser: dev
 
 test-postgres: dev
 	TEST_DATABASE=postgres $(BIN)/python -m pytest -m "not browser" --ignore=tests/architecture $(PYTEST)
+
+faults: dev ## All kills of the fault tests, on both databases; `make test` has a quarter of them
+	FAULTS=all $(BIN)/python -m pytest tests/faults $(PYTEST)
+	FAULTS=all TEST_DATABASE=postgres $(BIN)/python -m pytest tests/faults $(PYTEST)
 
 test-vllm: dev ## The upstream engine with a real vLLM: 2.7 GB in the user's cache, so not in `test`
 	$(BIN)/python tests/vllm/install.py

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
-from django.core.validators import slug_re
 from django.db import transaction
 from django.utils.text import slugify
 
@@ -16,6 +15,7 @@ from inference.audit import ReleaseEvent
 from inference.backend import KEY_PREFIX, Backend
 from inference.engines.base import EngineError
 from inference.models import Model, Release
+from inference.pulls import SLUG
 
 if TYPE_CHECKING:
     from inference.engines.flavours import Found
@@ -44,8 +44,8 @@ def connect(say: Callable[[str], Any], model: str, by: str, **options: Any) -> N
         slots=options["slots"] or SLOTS,
         api_key_env=options["api_key_env"],
     )
-    if not slug_re.match(model):
-        raise EngineError(f"{model!r} cannot be a name: take letters, digits and hyphens.")
+    if not SLUG.fullmatch(model):
+        raise EngineError(f"{model!r} cannot be a name: take small letters, digits and hyphens.")
     if backend.api_key_env and not backend.api_key_env.startswith(KEY_PREFIX):
         raise EngineError(f"--api-key-env takes a variable whose name begins with {KEY_PREFIX}.")
     if backend.api_key_env and not os.environ.get(backend.api_key_env):

@@ -39,6 +39,7 @@ constexpr int ROWS = 32;    // of queries, most that share a look at the cache
 constexpr int READING = 3;  // a look takes as long as so many rows of its work (measured; it changes no value)
 constexpr int WIDEST = 256; // numbers in a head's key or value
 constexpr int LANES = 8;
+constexpr int AHEAD = 16;   // cells that are fetched from memory before they are read
 constexpr uint16_t MASKED = 0xFC00; // minus infinity in 16 bits
 
 // --- small things -------------------------------------------------------------------------
@@ -91,6 +92,8 @@ void widen_f16(const char * from, size_t apart, float * to, int count, int cells
 void widen_q8_0(const char * from, size_t apart, float * to, int count, int cells) {
     for (int cell = 0; cell < cells; ++cell, from += apart) {
         const char * block = from;
+        _mm_prefetch(from + AHEAD * apart, _MM_HINT_T0);
+        _mm_prefetch(from + AHEAD * apart + 64, _MM_HINT_T0);
         for (const float * end = to + count; to < end; block += 34, to += 32) {
             uint16_t half;
             std::memcpy(&half, block, sizeof half);

@@ -1,14 +1,19 @@
-// Keeps the cores awake while the model is at work.
+// Keeps the cores awake while the model is at work, and one evaluating thread on each.
 //
 // Whenever a helper thread of OpenMP has waited for a moment (while tokens are chosen, or for a
 // thread that lost its core), it sleeps. On a virtual machine its core is then given to somebody
 // else, and it can take as long as several steps until it is there again, while the other threads
 // wait and sleep in their turn. Here, a thread of the lowest class on each core turns in place
 // of those that sleep. Nothing here makes the evaluating thread wait for one that turns.
+//
+// A core on which such a thread turns is not idle, so Linux does not bring it a thread that waits
+// for another core: two evaluating threads could share one, for a hundred milliseconds and more.
+// So each is kept to a core of its own, as long as there are as many threads as cores.
 
 #include "ggml-cpu.h"
 
 #include <immintrin.h>
+#include <omp.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
@@ -48,7 +53,6 @@ bool is_rationed(int cores) {
 class Awake {
   public:
     Awake() {
-        cpu_set_t all;
         if (sched_getaffinity(0, sizeof all, &all) || is_rationed(CPU_COUNT(&all))) {
             return;
         }
@@ -71,6 +75,24 @@ class Awake {
     // Threads that leave cores to others need none of this: a turning thread would take those.
     bool is_needed(int threads) const { return cores && threads >= cores; }
 
+    // The threads of OpenMP are the same from one evaluation to the next, until their number changes.
+    void arrange(int threads) {
+        thread_local int arranged = 0; // of the team that this thread leads
+        if (!cores || threads == arranged) {
+            return;
+        }
+        const bool was_kept = arranged == cores;
+        arranged = threads;
+        if (threads != cores && !was_kept) {
+            return;
+        }
+#pragma omp parallel num_threads(threads)
+        {
+            const cpu_set_t where = threads == cores ? core_of(omp_get_thread_num()) : all;
+            pthread_setaffinity_np(pthread_self(), sizeof where, &where);
+        }
+    }
+
     void until_further_notice() {
         until = INT64_MAX;
         if (asleep) { // a lock or a condition could wait for a thread that gets no core
@@ -84,6 +106,17 @@ class Awake {
   private:
     static int64_t now() {
         return std::chrono::nanoseconds(Clock::now().time_since_epoch()).count();
+    }
+
+    cpu_set_t core_of(int thread) const {
+        cpu_set_t one;
+        CPU_ZERO(&one);
+        for (int core = 0; core < CPU_SETSIZE; ++core) {
+            if (CPU_ISSET(core, &all) && thread-- == 0) {
+                CPU_SET(core, &one);
+            }
+        }
+        return one;
     }
 
     void turn(int core) {
@@ -113,16 +146,15 @@ class Awake {
     std::atomic<int64_t> until{0};
     std::atomic<int> asleep{0};
     std::atomic<int> calls{0}; // to wake up; what the futex looks at
+    cpu_set_t all;             // cores that this process may use
     int cores = 0;             // 0: nothing is kept awake
 };
 
 } // namespace
 
 extern "C" ggml_status __wrap_ggml_graph_compute(ggml_cgraph * graph, ggml_cplan * plan) {
-    if (plan->n_threads < 2) {
-        return __real_ggml_graph_compute(graph, plan);
-    }
     static Awake & awake = *new Awake; // never destroyed: its threads end with the process
+    awake.arrange(plan->n_threads);
     if (!awake.is_needed(plan->n_threads)) {
         return __real_ggml_graph_compute(graph, plan);
     }

@@ -4,7 +4,7 @@
 set(OUR_KERNELS "${CMAKE_CURRENT_LIST_DIR}")
 set(OUR_KERNELS_REPLACE
   ggml_graph_compute
-  ggml_compute_forward_flash_attn_ext
+  ggml_compute_forward_flash_attn_ext ggml_compute_forward_fwht
   ggml_compute_forward_mul_mat_tiled ggml_compute_forward_mul_mat_id_tiled
   ggml_gemm_iq4_nl_8x8_q8_0 ggml_gemv_iq4_nl_8x8_q8_0
   ggml_gemm_q4_0_8x8_q8_0 ggml_gemv_q4_0_8x8_q8_0)
@@ -26,7 +26,7 @@ function(add_our_kernels)
   if(NOT GGML_NATIVE OR NOT CMAKE_SYSTEM_NAME STREQUAL "Linux" OR NOT fit)
     return()
   endif()
-  foreach(name attention awake matmul_packed matmul_rows)
+  foreach(name attention awake matmul_packed matmul_rows rotation)
     set(file "${OUR_KERNELS}/${name}.cpp")
     target_sources(ggml-cpu PRIVATE "${file}")
     # No two operations made one: all of a number's must be the same wherever the compiler puts them.

@@ -216,7 +216,7 @@ def test_a_retired_model_is_told_and_put_live_again(tmp_path: Path, database: Pa
     retire = "from inference.models import Release; Release.objects.update(state='retired')"
     assert site.manage("shell", "-c", retire).returncode == 0
     failed = site.manage("serve")
-    assert "Every release is retired. Run: ./manage.py models promote simulated" in failed.stderr
+    assert "No release of it is live. Run: ./manage.py models promote simulated" in failed.stderr
     assert "is live" in site.manage("models", "promote", "simulated").stdout
     assert site.manage("generate", "count 2").stdout.startswith("1 2")
 

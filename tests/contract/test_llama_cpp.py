@@ -10,6 +10,7 @@ from statistics import median
 import pytest
 
 from inference.engines.base import EngineError, Request, Sampling, Turn
+from inference.engines.batching import Tempo
 from inference.engines.llama_cpp import LlamaCppEngine
 from inference.engines.lookup import Lookup
 from inference.engines.template import Segment
@@ -141,6 +142,32 @@ async def test_running_answers_go_on_while_a_long_prompt_is_read(llama: LlamaCpp
     gaps = [b - a for a, b in zip(during[:-3:3], during[3::3], strict=False)]
     long.cancel()
     assert median(gaps) <= 8 * step
+
+
+@pytest.mark.parametrize(("people", "weight"), [(("bob", "carol"), 2), (("bob", "bob"), 1)])
+async def test_people_who_wait_give_prompts_weight_and_not_how_much_one_of_them_asks(
+    llama: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch, people: tuple[str, ...], weight: int
+):
+    weights: list[float] = []
+    chunk = Tempo.chunk
+
+    def watched(tempo: Tempo, weight: float = 1.0) -> int:
+        weights.append(weight)
+        return chunk(tempo, weight)
+
+    monkeypatch.setattr(Tempo, "chunk", watched)
+    story = (Turn("user", "Tell me a story."),)
+    answer = Request(story, Sampling(logit_bias=NEVER_END), scope="alice")
+    async with aclosing(llama.generate(answer)) as at_work:
+        async for delta in at_work:
+            if delta.token_ids:
+                break
+        prompts = [
+            Request((Turn("user", f"{word} " * 200),), Sampling(max_tokens=1), scope=person)
+            for word, person in zip(("river", "lake"), people, strict=True)
+        ]
+        await asyncio.gather(*(collect(llama, prompt) for prompt in prompts))
+    assert max(weights) == weight
 
 
 async def test_what_was_read_of_a_stopped_prompt_is_not_read_again_and_changes_nothing(

@@ -8,7 +8,7 @@ from django.conf import settings as site_settings
 
 from accounts.models import User
 from inference.models import Generation, Release
-from tests.faults.workers import Recorder, Workers, ask
+from tests.faults.workers import ALL, Recorder, Workers, ask, of_all
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.real_model]
 
@@ -34,11 +34,12 @@ def ask_all(user: User, release: Release, count: int) -> list[Recorder]:
     ]
 
 
-def test_fifty_seeded_kills_at_random_tokens_change_no_byte(
+def test_seeded_kills_at_random_tokens_change_no_byte(
     real_workers: Workers, alice: User, real_release: Release
 ):
-    """50 kills: 32 on SQLite, 18 on PostgreSQL; each interrupts up to four answers."""
-    kills, answers = (32, 12) if ON_SQLITE else (18, 8)
+    """`make faults`: 32 on SQLite, 18 on PostgreSQL. Each interrupts up to four answers."""
+    kills, answers = (of_all(32), 12) if ON_SQLITE else (of_all(18), 8)
+    answers = answers if ALL else 6
     worker = real_workers.start()
     undisturbed = [r.result(400) for r in ask_all(alice, real_release, answers)]
     draw = random.Random(7)

@@ -10,7 +10,7 @@ from django.conf import settings as site_settings
 
 from accounts.models import User
 from inference.models import Generation, Release
-from tests.faults.workers import Workers, ask, wait_for
+from tests.faults.workers import Workers, ask, of_all, wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -219,9 +219,9 @@ def test_row_40_a_run_whose_wake_up_was_lost_is_started_within_three_seconds(
 def test_many_seeded_kills_of_the_simulated_worker_lose_repeat_and_reorder_nothing(
     workers: Workers, alice: User, release: Release
 ):
-    """200 kills: 130 on SQLite, 70 on PostgreSQL; each interrupts up to eight answers."""
+    """`make faults`: 130 on SQLite, 70 on PostgreSQL. Each interrupts up to eight answers."""
     draw = random.Random(20261121)
-    kills = 130 if ON_SQLITE else 70
+    kills = of_all(130 if ON_SQLITE else 70)
     worker = workers.start()
     readers: list[Any] = []
     while kills:

@@ -18,6 +18,12 @@ POLL = 0.005
 SMALL = {"WORKER_THREADS": "1", "WORKER_SLOTS": "8", "CONTEXT_TOKENS": "4096"}
 SMALL_REAL = {"WORKER_THREADS": "1", "WORKER_SLOTS": "4", "CONTEXT_TOKENS": "512"}
 
+ALL = os.environ.get("FAULTS") == "all"  # `make faults`; a quarter of the kills otherwise
+
+
+def of_all(kills: int) -> int:
+    return kills if ALL else kills // 4
+
 
 class WorkerProcess:
     def __init__(self, pid: int, boot_id: UUID) -> None:

@@ -22,8 +22,18 @@ pytestmark = [
 ]
 
 
+def tasks() -> set[Path]:
+    return set(Path("/proc/self/task").iterdir())
+
+
 @pytest.fixture(scope="module")
-def evaluate() -> Iterator[Evaluate]:
+def others() -> set[Path]:
+    """This process's threads that evaluate nothing here."""
+    return tasks()
+
+
+@pytest.fixture(scope="module")
+def evaluate(others: set[Path]) -> Iterator[Evaluate]:
     """Evaluates a token so many times, by so many threads, with a pause after each. In a thread
     that ends: OpenMP's helpers of it would take those of other tests from spinning."""
     weights = Weights(model_file(), lambda percent: None)
@@ -49,7 +59,7 @@ def awake() -> list[Path]:
     while len(found) < len(CORES):
         assert time.monotonic() < deadline
         found = []
-        for task in Path("/proc/self/task").iterdir():
+        for task in tasks():
             with suppress(OSError):  # a thread that has just ended
                 found += [task] if (task / "comm").read_text() == "awake\n" else []
     return found
@@ -79,6 +89,29 @@ def test_there_is_one_of_the_lowest_class_for_each_core(evaluate: Evaluate):
     assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_IDLE}
     assert all(len(os.sched_getaffinity(thread)) == 1 for thread in threads)
     assert {min(os.sched_getaffinity(thread)) for thread in threads} == CORES
+
+
+def places(of: set[Path]) -> list[int]:
+    """The cores of those threads that are kept to one."""
+    found = []
+    for task in of:
+        with suppress(OSError):  # a thread that has just ended
+            cores = os.sched_getaffinity(int(task.name))
+            found += cores if len(cores) == 1 else []
+    return sorted(found)
+
+
+def test_the_threads_that_evaluate_have_a_core_each(evaluate: Evaluate, others: set[Path]):
+    evaluate(1, len(CORES), 0)
+    assert places(tasks() - others - {*awake()}) == sorted(CORES)
+
+
+def test_with_fewer_threads_than_cores_the_one_that_leads_may_go_anywhere_again(
+    evaluate: Evaluate, others: set[Path]
+):
+    evaluate(1, len(CORES), 0)
+    evaluate(1, 1, 0)
+    assert len(places(tasks() - others - {*awake()})) == len(CORES) - 1  # helpers, which sleep
 
 
 def test_they_turn_in_the_pauses_between_evaluations_and_then_sleep(evaluate: Evaluate):

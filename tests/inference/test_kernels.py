@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from inference.engines.llama_library import kernels
 
 ggml = llama_cpp.llama_cpp._lib
+IS_HADAMARD = 1  # a hint
 F32, F16, Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, I32 = 0, 1, 2, 3, 8, 12, 14, 26
 Floats = NDArray[np.float32]
 
@@ -36,6 +37,7 @@ for name, arguments in {
     "ggml_get_data": [POINTER],
     "ggml_mul_mat": [POINTER] * 3,
     "ggml_mul_mat_id": [POINTER] * 4,
+    "ggml_mul_mat_set_hint": [POINTER, ctypes.c_int],
     "ggml_flash_attn_ext": [*[POINTER] * 5, FLOAT, FLOAT, FLOAT],
     "ggml_new_graph": [POINTER],
     "ggml_build_forward_expand": [POINTER] * 2,
@@ -172,6 +174,47 @@ def test_weights_side_by_side_are_multiplied_as_ggml_does(kind: str, call: str, 
     ours, ggmls = found
     assert np.abs(ours).min() > 0
     assert np.abs(ours - ggmls).max() < 1e-4 * np.abs(ggmls).max()
+
+
+# --- rotation -----------------------------------------------------------------------------
+def rotation(width: int) -> Floats:
+    """Sylvester's matrix, of a length that does not change a vector's."""
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < width:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix / np.float32(width**0.5)
+
+
+@pytest.mark.parametrize("width", [8, 64, 256])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_rotation_is_the_textbooks_but_for_rounding(graph: Graph, width: int, threads: int):
+    rows = numbers(2, 3, 5, width, seed=12)
+    before = ggml.chatsite_rotations_ours()
+    made = ggml.ggml_mul_mat(graph.at, graph.tensor(rotation(width)), graph.tensor(rows))
+    ggml.ggml_mul_mat_set_hint(made, IS_HADAMARD)
+    found = graph.result(made, *rows.shape, threads=threads)
+    assert ggml.chatsite_rotations_ours() == before + 1
+    assert np.abs(found - rows @ rotation(width)).max() < 1e-5
+
+
+class Work(ctypes.Structure):
+    """ggml_compute_params."""
+
+    _fields_ = [
+        ("number", ctypes.c_int), ("threads", ctypes.c_int), ("room", ctypes.c_size_t),
+        ("at", ctypes.c_void_p), ("pool", ctypes.c_void_p), ("plainly", ctypes.c_bool),
+    ]  # fmt: skip
+
+
+def test_a_rotation_is_ggmls_to_the_bit(graph: Graph):
+    rows, found = numbers(30, 64, seed=13), []
+    for who in ("__wrap_ggml", "ggml"):
+        made = ggml.ggml_mul_mat(graph.at, graph.tensor(rotation(64)), graph.tensor(rows))
+        work = Work(0, 1, 0, None, None, False)
+        getattr(ggml, f"{who}_compute_forward_fwht")(ctypes.byref(work), POINTER(made))
+        data = ctypes.cast(ggml.ggml_get_data(made), ctypes.POINTER(FLOAT))
+        found.append(np.ctypeslib.as_array(data, rows.shape).copy())
+    assert np.array_equal(*found)
 
 
 # --- attention ----------------------------------------------------------------------------

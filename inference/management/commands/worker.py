@@ -45,7 +45,7 @@ def served_release() -> Release:
     if release is None and Alias.objects.filter(slug=settings.MODEL).exists():
         raise CommandError(f"No arm of the alias {settings.MODEL} has a live release.")
     if release is None and Release.objects.filter(model__slug=settings.MODEL).exists():
-        raise CommandError(f"Every release is retired. Run: {models} promote {settings.MODEL}")
+        raise CommandError(f"No release of it is live. Run: {models} promote {settings.MODEL}")
     if release is None:
         raise CommandError(f"There is no model yet. Run: {models} pull {settings.MODEL}")
     return release
