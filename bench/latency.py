@@ -111,6 +111,7 @@ def _stalls(found: dict[str, list[Stall]]) -> Table:
             "p99 ms": round(median(_p99(s.during) for s in stalls) * 1000, 1),
             "p50 steps": round(median(median(s.during) / s.step for s in stalls), 2),
             "p99 steps": round(median(_p99(s.during) / s.step for s in stalls), 2),
+            "held up by, p99 steps": round(median(_p99(s.during) / s.step for s in stalls) - 1, 2),
             "of the rounds": [round(_p99(s.during) / s.step, 2) for s in stalls],
             "own first token s": round(own[name], 2),
             "own, ratio": round(own["ours"] / own[name], 2),
