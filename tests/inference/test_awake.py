@@ -93,7 +93,7 @@ def test_there_is_one_of_the_lowest_class_for_each_core(evaluate: Evaluate):
 
 def places(of: set[Path]) -> list[int]:
     """The cores of those threads that are kept to one."""
-    found = []
+    found = list[int]()
     for task in of:
         with suppress(OSError):  # a thread that has just ended
             cores = os.sched_getaffinity(int(task.name))

@@ -214,7 +214,8 @@ def test_a_rotation_is_ggmls_to_the_bit(graph: Graph):
         getattr(ggml, f"{who}_compute_forward_fwht")(ctypes.byref(work), POINTER(made))
         data = ctypes.cast(ggml.ggml_get_data(made), ctypes.POINTER(FLOAT))
         found.append(np.ctypeslib.as_array(data, rows.shape).copy())
-    assert np.array_equal(*found)
+    ours, ggmls = found
+    assert np.array_equal(ours, ggmls)
 
 
 # --- attention ----------------------------------------------------------------------------
