@@ -77,6 +77,8 @@ async function bringUpToDate() {
   const fresh = await fragment(main.dataset.transcript).catch(gone);
   if (!fresh) return;
   const next = fresh.querySelector('[data-part="rows"]');
+  // Written before a question was sent that stands here by now.
+  if (Number(next.dataset.version) < Number(main.dataset.version)) return;
   const change = running() ? scroll.settle : scroll.hold;
   change(() => merge(next));
   patchChildren(document.getElementById("pending"), fresh.querySelector('[data-part="pending"]'));

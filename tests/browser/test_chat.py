@@ -2,7 +2,7 @@
 
 import re
 
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import APIResponse, BrowserContext, Page, Route, expect
 
 from tests.browser.conftest import Visit
 from tests.browser.steps import (
@@ -95,6 +95,31 @@ def test_escape_stops_and_continue_goes_on(page: Page) -> None:
     answer(page).get_by_role("button", name="Continue").click()
     wait_for_words(page, "60")
     wait_for_end(page)
+
+
+LEAST_QUESTIONS = """() => {
+  const count = () => document.querySelectorAll(".message--user").length;
+  window.least = count();
+  new MutationObserver(() => (window.least = Math.min(window.least, count())))
+    .observe(document.getElementById("transcript"), { childList: true });
+}"""
+
+
+def test_rows_asked_for_before_a_question_was_sent_do_not_take_it_away(page: Page) -> None:
+    held: list[tuple[Route, APIResponse]] = []
+    page.route("**/transcript/", lambda route: held.append((route, route.fetch())))
+    start_chat(page, "echo the first")  # its title is told, so the page asks for its rows
+    wait_for_end(page)
+    page.wait_for_timeout(3000)
+    assert held, "the page has asked for nothing"
+    ask(page, "echo the second")
+    expect(page.locator(".message--user[data-message]")).to_have_count(2)
+    page.evaluate(LEAST_QUESTIONS)
+    for route, response in held:
+        route.fulfill(response=response)
+    page.wait_for_timeout(1000)
+    assert page.evaluate("window.least") == 2
+    expect(page.locator(".message--user[data-message]")).to_have_count(2)
 
 
 def test_an_edit_makes_a_version_and_the_arrows_switch(page: Page) -> None:
