@@ -128,9 +128,9 @@ def test_a_child_that_was_killed_is_started_again():
 
 
 def test_a_child_that_is_stuck_is_ended_by_the_clock(monkeypatch: Any):
-    monkeypatch.setattr(module, "WAIT_SECONDS", 0.2)
     template = ChatTemplate("")
     child = template._renderer._child
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.2)  # not before it: a start may take longer
     os.kill(child.pid, signal.SIGSTOP)
     with pytest.raises(EngineError, match="too much time"):
         template.segments(HI)
