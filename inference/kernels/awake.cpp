@@ -12,8 +12,11 @@
 
 #include "ggml-cpu.h"
 
-#include <immintrin.h>
+#ifdef _OPENMP
 #include <omp.h>
+#endif
+
+#include <immintrin.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
@@ -86,11 +89,13 @@ class Awake {
         if (threads != cores && !was_kept) {
             return;
         }
+#ifdef _OPENMP // ggml's own threads are not ours to lead
 #pragma omp parallel num_threads(threads)
         {
             const cpu_set_t where = threads == cores ? core_of(omp_get_thread_num()) : all;
             pthread_setaffinity_np(pthread_self(), sizeof where, &where);
         }
+#endif
     }
 
     void until_further_notice() {

@@ -73,12 +73,14 @@ async function afterwards(first) {
   return sync();
 }
 
-async function bringUpToDate() {
+async function bringUpToDate(isSecond = false) {
   const fresh = await fragment(main.dataset.transcript).catch(gone);
   if (!fresh) return;
   const next = fresh.querySelector('[data-part="rows"]');
-  // Written before a question was sent that stands here by now.
-  if (Number(next.dataset.version) < Number(main.dataset.version)) return;
+  if (Number(next.dataset.version) < Number(main.dataset.version)) {
+    // Written before a question was sent that stands here by now: what else changed comes with it.
+    return isSecond || main.dataset.version === "Infinity" ? undefined : bringUpToDate(true);
+  }
   const change = running() ? scroll.settle : scroll.hold;
   change(() => merge(next));
   patchChildren(document.getElementById("pending"), fresh.querySelector('[data-part="pending"]'));
