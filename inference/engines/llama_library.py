@@ -28,7 +28,9 @@ from inference.engines.template import Segment, looks_like_control
 from inference.gguf import read_header
 
 ABORTED = 2
-Q4_K = 12  # the format's number in ggml
+# ggml's numbers of formats that llama.cpp would rearrange in memory: Q2_K (with AVX-512), Q4_K and
+# MXFP4. Rearranged, they give a token other values in a prompt than in an answer.
+LEFT_AS_THEY_ARE = {10, 12, 39}
 USER_DEFINED = library.LLAMA_TOKEN_ATTR_USER_DEFINED
 STACK_BYTES = 512 << 20  # reserved, and used only as far as a text needs it
 
@@ -83,8 +85,7 @@ class Weights:
 
         parameters = library.llama_model_default_params()
         parameters.progress_callback = report
-        # Side by side, such weights give a token other values in a prompt than in an answer.
-        parameters.use_extra_bufts = Q4_K not in formats
+        parameters.use_extra_bufts = LEFT_AS_THEY_ARE.isdisjoint(formats)
         self.handle: Any = library.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.handle:
             raise EngineError(f"The model file {path.name} is broken or not supported.")
