@@ -64,7 +64,9 @@ def _source(work: Path) -> Path:
     requirement.write_text(pinned_llama())
     command = [
         *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"),
-        *("--no-deps", "--no-binary", ":all:", "--require-hashes"),
+        # pip looks into the source with the tools that deploy/build.lock has brought.
+        *("--no-deps", "--no-binary", "llama-cpp-python", "--no-build-isolation"),
+        "--require-hashes",
         *("--dest", str(work), "-r", str(requirement)),
     ]
     run("Fetching llama.cpp", command)
