@@ -17,7 +17,7 @@ from chats.progress import progress, with_lapse
 from inference import doorbell
 from inference.database import in_database
 from inference.models import Generation
-from inference.tokenlog import Event
+from inference.tokenlog import DatabaseLog, Event
 
 T = TypeVar("T")
 Frame = dict[str, Any]
@@ -56,7 +56,7 @@ async def follow_generation(pk: UUID, epoch: int, after: int) -> AsyncIterator[F
             if look.end:
                 yield look.end
                 return
-            await bell.wait(POLL_SECONDS)
+            await bell.wait(doorbell.patience(POLL_SECONDS))
 
 
 def _delta(pk: UUID, event: Event) -> Frame:
@@ -78,8 +78,9 @@ def _look(pk: UUID, epoch: int, after: int) -> Look:
     deltas = [event for event in events if not event.is_terminal]
     if run is None or not run.is_active:
         if not events or not events[-1].is_terminal:
-            # It ended between the two looks: what it wrote last is still to be sent.
-            last = Generation(pk=pk).log.read(epoch, after)
+            # It ended between the two looks: what it wrote last is still to be sent, and is
+            # in the database whatever became of the live log.
+            last = DatabaseLog(pk).read(epoch, after)
             deltas = [event for event in last if not event.is_terminal]
         return Look(deltas, end=_end(pk, run))
     return Look(deltas, progress(run).frame())

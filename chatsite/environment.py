@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 SWITCHES = {"1": True, "true": True, "yes": True, "on": True}
 SWITCHES |= {"": False, "0": False, "false": False, "no": False, "off": False}
 RATE = re.compile(r"[0-9]+/[0-9]*[smhd]")
+REDIS = re.compile(r"(rediss?|unix)://\S+")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -72,6 +73,15 @@ def env_database(name: str, default: str) -> dict[str, Any]:
         # Not repeated: there may be a password in it.
         raise SystemExit(f"{name} must be postgresql://user:password@host/name. {SEE}")
     return found
+
+
+def env_redis(name: str) -> str:
+    """Empty when there is none."""
+    url = os.environ.get(name, "")
+    if url and not REDIS.fullmatch(url):
+        # Not repeated: there may be a password in it.
+        raise SystemExit(f"{name} must be redis://:password@host:6379/0. {SEE}")
+    return url
 
 
 SEE = "See docs/settings.md."

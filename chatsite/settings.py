@@ -14,6 +14,7 @@ from chatsite.environment import (
     env_level,
     env_list,
     env_rate,
+    env_redis,
     env_time_zone,
 )
 from chatsite.secret import load_or_create_secret
@@ -160,6 +161,8 @@ def database() -> dict[str, Any]:
 
 
 DATABASES = {"default": database()}
+REDIS_URL = env_redis("REDIS_URL")
+REDIS_PREFIX = os.environ.get("REDIS_PREFIX", "chatsite")
 CACHES = {
     "default": {
         "BACKEND": "django.core.cache.backends.locmem.LocMemCache",

@@ -1,8 +1,9 @@
-"""Local wake-ups between the processes of one installation. A doorbell only rings.
+"""Wake-ups between the processes of one installation. A doorbell only rings.
 
-Each listening process binds a Unix datagram socket in DATA_DIR/run; `ring` sends the
-topic's name to all of them. A ring may be lost (a full buffer, a listener not yet bound):
-readers therefore also look by themselves at least once a second.
+With REDIS_URL they go through Redis (redis_bell.py). Without, each listening process binds a
+Unix datagram socket in DATA_DIR/run; `ring` sends the topic's name to all of them. A ring may be
+lost (a full buffer, a listener not yet bound): readers therefore also look by themselves at
+least once a second.
 """
 
 import asyncio
@@ -13,10 +14,14 @@ import socket
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from django.conf import settings
 
+from inference import redis_bell, redis_server
+
+AWAY_SECONDS = 0.25  # between two looks while Redis is away
 MAX_PATH = 100  # of a Unix socket's address; the kernel's limit is 104 to 108
 
 
@@ -28,7 +33,10 @@ def directory() -> Path:
 
 
 def ring(topic: str) -> None:
-    """Wake every process that listens; never blocks and never raises: readers also look."""
+    """Wake every process that listens; never raises and hardly waits: readers also look."""
+    if settings.REDIS_URL:
+        redis_bell.ring(topic)
+        return
     with (
         contextlib.suppress(OSError),
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
@@ -77,29 +85,59 @@ class Bell:
         return True
 
 
-class _Listener:
-    """This event loop's socket and its subscribers, alive while there are any."""
+class Line(Protocol):
+    """What brings rings to the bells of one event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.bells: dict[str, set[Bell]] = defaultdict(set)
-        self.socket: socket.socket | None = None
+    def open(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def listen_to(self, topic: str) -> None: ...
+
+    def forget(self, topic: str) -> None: ...
+
+
+class Bells:
+    """This event loop's subscribers; their line is open while there are any."""
+
+    def __init__(self) -> None:
+        self._bells: dict[str, set[Bell]] = defaultdict(set)
+        self._line: Line = redis_bell.Line(self) if settings.REDIS_URL else _Socket(self)
+
+    @property
+    def topics(self) -> list[str]:
+        return list(self._bells)
+
+    def ring(self, topic: str) -> None:
+        for bell in tuple(self._bells.get(topic, ())):
+            bell.ring()
 
     def add(self, bell: Bell, topics: tuple[str, ...]) -> None:
-        if self.socket is None:
-            self._open()
+        if not self._bells:
+            self._line.open()
         for topic in topics:
-            self.bells[topic].add(bell)
+            if topic not in self._bells:
+                self._line.listen_to(topic)
+            self._bells[topic].add(bell)
 
     def remove(self, bell: Bell, topics: tuple[str, ...]) -> None:
         for topic in topics:
-            self.bells[topic].discard(bell)
-            if not self.bells[topic]:
-                del self.bells[topic]
-        if not self.bells:
-            self._close()
+            self._bells[topic].discard(bell)
+            if not self._bells[topic]:
+                del self._bells[topic]
+                self._line.forget(topic)
+        if not self._bells:
+            self._line.close()
 
-    def _open(self) -> None:
+
+class _Socket:
+    """The embedded line: a Unix socket, to which every topic comes."""
+
+    def __init__(self, bells: Bells) -> None:
+        self._bells = bells
+        self._socket: socket.socket | None = None
+
+    def open(self) -> None:
         folder = directory()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = str(folder / f"{os.getpid()}-{secrets.token_hex(3)}.bell")
@@ -108,36 +146,49 @@ class _Listener:
         # A ring between the file's appearance and the listening would take it for a dead one's.
         listener.bind(f"{path}.new")
         Path(f"{path}.new").rename(path)
-        self.loop.add_reader(listener, self._read)
-        self.path, self.socket = path, listener
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(listener, self._read)
+        self._path, self._socket = path, listener
 
-    def _close(self) -> None:
-        if self.socket is not None:
-            self.loop.remove_reader(self.socket)
-            self.socket.close()
-            self.socket = None
+    def close(self) -> None:
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
             with contextlib.suppress(FileNotFoundError):
-                Path(self.path).unlink()
+                Path(self._path).unlink()
+
+    def listen_to(self, topic: str) -> None:
+        """All come."""
+
+    def forget(self, topic: str) -> None:
+        """Rings without a subscriber do nothing."""
 
     def _read(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            while self.socket is not None:
-                topic = self.socket.recv(512).decode(errors="replace")
-                for bell in tuple(self.bells.get(topic, ())):
-                    bell.ring()
+            while self._socket is not None:
+                self._bells.ring(self._socket.recv(512).decode(errors="replace"))
 
 
-_by_loop: "WeakKeyDictionary[asyncio.AbstractEventLoop, _Listener]" = WeakKeyDictionary()
+_by_loop: "WeakKeyDictionary[asyncio.AbstractEventLoop, Bells]" = WeakKeyDictionary()
 
 
 @contextlib.asynccontextmanager
 async def subscribe(*topics: str) -> AsyncIterator[Bell]:
     """A Bell that rings when any process rings one of `topics`."""
     loop = asyncio.get_running_loop()
-    listener = _by_loop.setdefault(loop, _Listener(loop))
-    bell = Bell()
-    listener.add(bell, topics)
+    if loop not in _by_loop:
+        _by_loop[loop] = Bells()
+    bells, bell = _by_loop[loop], Bell()
+    bells.add(bell, topics)
     try:
         yield bell
     finally:
-        listener.remove(bell, topics)
+        bells.remove(bell, topics)
+
+
+def patience(seconds: float) -> float:
+    """How long a reader may wait for a ring that is lost: less while none can come."""
+    if settings.REDIS_URL and redis_server.server().is_away:
+        return min(seconds, AWAY_SECONDS)
+    return seconds

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 FLUSH_SECONDS = 0.025
 FLUSH_TOKENS = 64
 CANCEL_POLL_SECONDS = 1.0
+SURE_SECONDS = 8.0  # after the lease was asked for, of its ten: nobody else can have it
+LEASE_POLL_SECONDS = 0.05
+END_RETRY_SECONDS = 0.25
 CANCEL_LOOK_SECONDS = 0.05  # for a stop that came between the claim and the listening
 
 
@@ -64,13 +69,20 @@ class Drive:
     """Runs one claim of one generation, from adopting its log to its terminal event.
 
     Whatever else happens, the log's fence decides: a write that is refused ends the drive.
+    `leased_at`: when the lease was asked for, on this process's monotonic clock;
+    `save_soon`: called when the log should not wait for the next round of saving.
     """
 
-    def __init__(self, engine: Engine, run: Generation) -> None:
+    def __init__(
+        self, engine: Engine, run: Generation, leased_at: float | None = None,
+        save_soon: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self._engine = engine
         self._generation = run
         self.fence = run.fence
-        self._log = run.log
+        self.log = run.log
+        self._leased_at = time.monotonic() if leased_at is None else leased_at
+        self._save_soon = save_soon
         self._tail = Tail(0, 0, "", ())
         self._usage = Usage(prompt=run.prompt.tokens)  # until the engine has read it again
         self._buffer = Buffer()
@@ -91,6 +103,9 @@ class Drive:
         """Log what there is and give the run back for another worker to go on with."""
         self._handing_over = True
         self._news.set()
+
+    def renewed(self, asked_at: float) -> None:
+        self._leased_at = asked_at
 
     def abandon(self) -> None:
         """The lease is lost: another worker has the run."""
@@ -113,9 +128,9 @@ class Drive:
 
     async def _adopt(self) -> Tail:
         run = self._generation
-        if run.log_seq == 0:
-            return Tail(run.epoch, 0, "", ())  # nothing to learn; the first append checks the fence
-        return await in_database(self._log.adopt, self.fence)
+        if run.log_seq == 0 and not self.log.is_live:
+            return self.log.begin(run)  # asks the database nothing
+        return await in_database(self.log.begin, run)
 
     # --- the prompt -----------------------------------------------------------------------
     async def _request(self) -> Request:
@@ -153,7 +168,7 @@ class Drive:
             "summary_tokens": run.summary_tokens + fitted.spent.completion,
         }
         failpoints.hit("before_fitted")
-        await in_database(self._log.prepare, self.fence, found, **figures)
+        await in_database(self.log.prepare, self.fence, found, **figures)
         failpoints.hit("fitted")
 
     # --- the answer -----------------------------------------------------------------------
@@ -237,17 +252,27 @@ class Drive:
 
     async def _flush(self, buffer: Buffer) -> None:
         if buffer.restarts:
-            self._tail = await in_database(self._log.restart, self.fence)
+            self._tail = await in_database(self.log.restart, self.fence)
             self._generation.inherited_tokens = 0
         if buffer.is_empty:
             return
+        await self._be_sure_of_the_lease()
         tail, ids = self._tail, tuple(buffer.token_ids)
         read, self._read = self._read, None
         asked_to_stop = await in_database(
-            self._log.append, self.fence, tail.seq + 1, buffer.text, ids, read
+            self.log.append, self.fence, tail.seq + 1, buffer.text, ids, read
         )
         self._tail = Tail(tail.epoch, tail.seq + 1, tail.text + buffer.text, tail.token_ids + ids)
         self._cancelled = self._cancelled or asked_to_stop
+        if self.log.wants_saving():
+            self._save_soon()
+
+    async def _be_sure_of_the_lease(self) -> None:
+        """Redis knows nothing of leases: write there only while nobody else can have claimed."""
+        while self.log.is_live and time.monotonic() - self._leased_at > SURE_SECONDS:
+            if isinstance(self._buffer.error, Fenced):
+                raise self._buffer.error
+            await asyncio.sleep(LEASE_POLL_SECONDS)
 
     async def _ended(self, buffer: Buffer) -> bool:
         """End the run if it is time to; the first of two racing reasons wins."""
@@ -258,6 +283,7 @@ class Drive:
         elif buffer.last:
             await self._finish("done", buffer.last.finish or "end")
         elif self._handing_over:
+            await in_database(self.log.release, self.fence)
             await in_database(Generation.objects.give_back, self._generation.pk, self.fence)
         else:
             return False
@@ -279,4 +305,15 @@ class Drive:
             "cached_tokens": self._usage.cached,
             "completion_tokens": max(0, made - run.inherited_tokens),
         }
-        await in_database(self._log.finish, self.fence, tail.seq + 1, kind, **result)
+        await self._end_patiently(kind, result)
+
+    async def _end_patiently(self, kind: str, result: dict[str, Any]) -> None:
+        """A live log outlives a database that is away for a moment; so does its end."""
+        while True:
+            try:
+                end = self.log.finish
+                return await in_database(end, self.fence, self._tail.seq + 1, kind, **result)
+            except DatabaseError:
+                if not self.log.is_live or time.monotonic() - self._leased_at > SURE_SECONDS:
+                    raise
+            await asyncio.sleep(END_RETRY_SECONDS)

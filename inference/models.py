@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from django.conf import settings
 from django.db import models
 from django.db.models.functions import Now
+from django.utils.functional import cached_property
 
 from accounts.ids import uuid7
 from inference.aliases import Alias, AliasArm
@@ -15,6 +16,7 @@ from inference.audit import ReleaseEvent
 from inference.backend import Backend
 from inference.context import Fitted
 from inference.engines.base import Request, Sampling, Turn
+from inference.live_log import LiveLog
 from inference.queue import GenerationQuerySet
 from inference.releases import Model, Release
 from inference.tokenlog import DatabaseLog
@@ -189,9 +191,10 @@ class Generation(models.Model):
     def __str__(self) -> str:
         return f"{self.purpose} {self.id} ({self.status})"
 
-    @property
+    @cached_property
     def log(self) -> DatabaseLog:
-        return DatabaseLog(self.pk)
+        """In Redis too where there is one: then it remembers what its writer has not saved."""
+        return LiveLog(self.pk) if settings.REDIS_URL else DatabaseLog(self.pk)
 
     @property
     def is_active(self) -> bool:

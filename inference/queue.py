@@ -43,13 +43,17 @@ class GenerationQuerySet(QuerySet["Generation"]):
         return self.unheld().filter(fruitless_attempts__gte=self.model.MAX_FRUITLESS_ATTEMPTS)
 
     def fail_exhausted(self) -> None:
-        self.exhausted().fail_unheld("The model stopped working at this point three times.")
+        exhausted = self.exhausted()
+        exhausted._fail(exhausted, "The model stopped working at this point three times.")
 
     def fail_unheld(self, reason: str) -> None:
         """End those that no living worker holds."""
-        for run in self.unheld():
+        self.unheld()._fail(None, reason)
+
+    def _fail(self, among: "GenerationQuerySet | None", reason: str) -> None:
+        for run in self.all():
             # Ends in a transaction of its own: one that cannot be ended holds up no other.
-            run.log.end_unclaimed("failed", reason)
+            run.log.end_unclaimed("failed", reason, among)
 
     def move_unstarted(self, former: "Release", release: "Release") -> None:
         """Those of `former` that no worker has begun are answered by another of its model."""
@@ -181,6 +185,7 @@ class GenerationQuerySet(QuerySet["Generation"]):
         for run in self.active():
             self.filter(pk=run.pk, cancelled_at=None).update(cancelled_at=Now())
             if not run.log.end_unclaimed("stopped"):
+                run.log.ask_to_stop()
                 doorbell.ring(f"cancel:{run.pk}")
 
     def position_of(self, run: "Generation") -> int:

@@ -7,18 +7,22 @@ import os
 import time
 from uuid import UUID
 
+from django.conf import settings
 from django.db import Error as DatabaseError
 
 from inference import doorbell
 from inference.database import in_database
 from inference.drive import Drive
 from inference.engines.base import Engine
+from inference.live_log import LiveLog
 from inference.models import Generation, Release, Worker
+from inference.saving import save
 
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 2.0  # longest wait of a queued run whose wake-up was lost
 RENEW_SECONDS = 2.5  # a quarter of the lease
+SAVE_SECONDS = 1.0
 EXPIRE_SECONDS = 60.0
 STALL_SECONDS = 60.0  # an engine with work that shows nothing for this long is wedged
 EXIT_WEDGED = 70
@@ -36,6 +40,7 @@ class Runner:
         self._draining = False
         self._expired_at = 0.0
         self._bell: doorbell.Bell | None = None
+        self._save_soon = doorbell.Bell()
 
     @property
     def is_busy(self) -> bool:
@@ -43,28 +48,28 @@ class Runner:
 
     async def run(self) -> None:
         """Claim and drive until `drain` is called."""
-        housekeeping = asyncio.create_task(self._keep_house())
+        chores = self._start_chores()
         try:
             async with doorbell.subscribe("work") as self._bell:
                 while not self._draining:
                     await self._claim()
                     await self._bell.wait(SWEEP_SECONDS)
         finally:
-            housekeeping.cancel()
+            chores.cancel()
 
     async def drain(self, seconds: float) -> None:
         """Stop claiming; let answers run on for `seconds`, then hand the rest over, uncounted."""
         self._draining = True
         if self._bell:
             self._bell.ring()
-        renewals = asyncio.create_task(self._keep_house())
+        chores = self._start_chores()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
         for drive in self._drives.values():
             drive.hand_over()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=4)
-        renewals.cancel()
+        chores.cancel()
 
     async def _claim(self) -> None:
         free = self._engine.capacity().slots - len(self._drives)
@@ -72,16 +77,16 @@ class Runner:
             return
         try:
             claimed = Generation.objects.claim
-            idle = not self._drives
+            idle, asked_at = not self._drives, time.monotonic()
             for run in await in_database(claimed, self._release, self._boot_id, free, idle):
-                self._start(run)
+                self._start(run, asked_at)
         except DatabaseError:
             log.exception("The queue could not be read; trying again.")
 
-    def _start(self, run: Generation) -> None:
+    def _start(self, run: Generation, leased_at: float) -> None:
         if earlier := self._drives.get(run.pk):
             earlier.abandon()  # our own lease had run out, and we have just claimed it anew
-        drive = self._drives[run.pk] = Drive(self._engine, run)
+        drive = self._drives[run.pk] = Drive(self._engine, run, leased_at, self._save_soon.ring)
         task = asyncio.create_task(drive.run(), name=f"generation {run.pk}")
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._ended(drive, run, done))
@@ -95,6 +100,12 @@ class Runner:
             log.error("Generation %s broke off.", run.pk, exc_info=error)
         if self._bell:
             self._bell.ring()  # a slot is free
+
+    def _start_chores(self) -> asyncio.Task[None]:
+        async def both() -> None:
+            await asyncio.gather(self._keep_house(), self._keep_saving())
+
+        return asyncio.create_task(both())
 
     async def _keep_house(self) -> None:
         while True:
@@ -110,11 +121,33 @@ class Runner:
 
     async def _renew(self) -> None:
         fences = {pk: drive.fence for pk, drive in self._drives.items()}
+        asked_at = time.monotonic()
         held = await in_database(Generation.objects.renew, fences)
-        for pk in fences.keys() - held:
-            if (drive := self._drives.get(pk)) and drive.fence == fences[pk]:
-                drive.abandon()
+        for pk, fence in fences.items():
+            if (drive := self._drives.get(pk)) and drive.fence == fence:
+                drive.renewed(asked_at) if pk in held else drive.abandon()
         await in_database(Worker.objects.filter(pk=self._boot_id).touch)
+
+    async def _keep_saving(self) -> None:
+        """What the answers have only in Redis and in memory, all of them together."""
+        while settings.REDIS_URL:
+            await self._save_soon.wait(doorbell.patience(SAVE_SECONDS))
+            try:
+                await self._save()
+            except Exception:
+                # Nothing is lost yet: what is not saved stays in memory, and in Redis.
+                log.exception("Answers could not be saved; trying again.")
+                await asyncio.sleep(SAVE_SECONDS)
+
+    async def _save(self) -> None:
+        logs = [(d, d.log) for d in self._drives.values() if isinstance(d.log, LiveLog)]
+        rests = [(drive, log, rest) for drive, log in logs if (rest := log.unsaved())]
+        held = await in_database(save, [rest for *_, rest in rests]) if rests else set()
+        for drive, log, rest in rests:
+            if rest.id in held:
+                log.saved(rest)
+            else:
+                drive.abandon()
 
     async def _fail_exhausted(self) -> None:
         await in_database(Generation.objects.fail_exhausted)

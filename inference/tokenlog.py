@@ -70,6 +70,8 @@ def unpack(data: bytes) -> tuple[int, ...]:
 class DatabaseLog:
     """The log in the database: every write checks the fence in the same transaction."""
 
+    is_live = False  # whether the newest part is elsewhere, and has to be saved
+
     def __init__(self, generation_id: UUID) -> None:
         self.id = generation_id
 
@@ -98,6 +100,12 @@ class DatabaseLog:
         )
 
     # --- the one writer -------------------------------------------------------------------
+    def begin(self, run: "Generation") -> Tail:
+        """Become the writer of a run as it was claimed, and learn what is logged already."""
+        if run.log_seq == 0:
+            return Tail(run.epoch, 0, "", ())  # the first append checks the fence
+        return self.adopt(run.fence)
+
     def adopt(self, fence: int) -> Tail:
         """Become the writer under `fence` (from a claim) and learn what is logged already."""
         run = self._generations().filter(pk=self.id, fence=fence, status="running").first()
@@ -130,7 +138,7 @@ class DatabaseLog:
             epoch, characters, cancelled = self._advance(fence, seq, len(text))
             self._insert(epoch, seq, fence, "delta", characters - len(text), text, token_ids)
             if prompt is not None:
-                self._keep_prompt(*prompt)
+                self.keep_prompt(*prompt)
             failpoints.hit("in_append")
         failpoints.hit("after_append")
         doorbell.ring(f"gen:{self.id}")
@@ -166,7 +174,7 @@ class DatabaseLog:
         with connection.cursor() as cursor:
             cursor.execute(sql, values)
 
-    def _keep_prompt(self, tokens: int, sha256: str) -> None:
+    def keep_prompt(self, tokens: int, sha256: str) -> None:
         sql = """
             UPDATE inference_prompt SET tokens = %s, sha256 = %s
             WHERE generation_id = %s AND sha256 = ''
@@ -210,15 +218,25 @@ class DatabaseLog:
         if not self._end(kind, guard, result):
             raise Fenced
         failpoints.hit("after_finish")
-        doorbell.ring(f"gen:{self.id}")
+        self._announce()
 
-    def end_unclaimed(self, kind: str, error: str = "") -> bool:
-        """End a run that no living worker holds; False when one does, or it has ended."""
+    def end_unclaimed(
+        self, kind: str, error: str = "", among: "models.QuerySet[Generation] | None" = None
+    ) -> bool:
+        """End a run that no living worker holds; False when one does, or it has ended.
+
+        `among`: only if it is one of these, seen after all that it logged is in the database.
+        """
         from inference.models import Prompt
 
         with transaction.atomic():
-            run = self._generations().unheld().filter(pk=self.id).select_for_update().first()
+            found = self._generations().unheld().filter(pk=self.id).select_for_update().first()
+            run = found and self._without_its_worker(found)
             if run is None:
+                return False
+            if among is not None and not among.filter(pk=self.id).exists():
+                # Whoever had it may be shut out of the live log already: so be it here too.
+                self._generations().filter(pk=self.id).update(fence=F("fence") + 1)
                 return False
             tail = self._tail(run)
             read = Prompt.objects.filter(pk=self.id).values_list("tokens", flat=True).first()
@@ -233,7 +251,7 @@ class DatabaseLog:
             }
             ended = self._end(kind, {"fence": run.fence, "log_seq": run.log_seq}, result)
         if ended:
-            doorbell.ring(f"gen:{self.id}")
+            self._announce()
         return ended
 
     def _end(self, kind: str, guard: dict[str, Any], result: dict[str, Any]) -> bool:
@@ -243,6 +261,7 @@ class DatabaseLog:
         worker = Worker.objects.filter(pk=OuterRef("boot_id"))
         build = Coalesce(Subquery(worker.values("engine_build")), Value(""))
         with transaction.atomic():
+            self._before_its_end()
             ended = (
                 self._generations()
                 .filter(pk=self.id, **guard)
@@ -270,6 +289,31 @@ class DatabaseLog:
             log_characters=len(ended.text),
             inherited_tokens=ended.inherited_tokens + ended.completion_tokens,
         )
+
+    # --- what another back end does besides ------------------------------------------------
+    def wants_saving(self) -> bool:
+        """Now, and not with the next round: the first event, or many."""
+        return False
+
+    def save(self, fence: int) -> None:
+        """Bring into the database what is not there yet. Raises Fenced."""
+
+    def release(self, fence: int) -> None:
+        """This writer writes no more, and everything is to be in the database. Raises Fenced."""
+
+    def _before_its_end(self) -> None:
+        """In the transaction that ends the run."""
+
+    def _without_its_worker(self, run: "Generation") -> "Generation | None":
+        """The run, with all that its last worker has logged; None: it cannot be ended now."""
+        return run
+
+    def _announce(self) -> None:
+        """The end is in the database."""
+        doorbell.ring(f"gen:{self.id}")
+
+    def ask_to_stop(self) -> None:
+        """Somebody did, and it is in the database: an append sees it there."""
 
     # --- plumbing -------------------------------------------------------------------------
     def _generations(self) -> Any:

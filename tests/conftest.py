@@ -11,11 +11,14 @@ from django.conf import settings as site_settings
 assert site_settings.DATABASES  # read now, from the environment just prepared
 django.setup()  # before a conftest further down imports models
 
+from inference import redis_server  # noqa: E402
+
 if TYPE_CHECKING:
     from django.test import Client
 
     from accounts.models import User
     from inference.models import Release
+    from tests.valkey import Valkey
 
 PASSWORD = "correct horse battery staple"
 
@@ -61,6 +64,24 @@ def _fresh_limits() -> Iterator[None]:
     cache.clear()
 
 
+@pytest.fixture(scope="session")
+def one_valkey(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Valkey]":
+    from tests.valkey import Valkey
+
+    server = Valkey(tmp_path_factory.mktemp("valkey")).start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def valkey(one_valkey: "Valkey", settings: Any) -> "Valkey":
+    """A Valkey that is up and empty; the site uses it for the length of the test."""
+    one_valkey.empty()
+    settings.REDIS_URL = one_valkey.url
+    redis_server._server.cache_clear()
+    return one_valkey
+
+
 @pytest.fixture
 def alice(db: None) -> "User":
     return make_person("alice")
@@ -101,7 +122,8 @@ def site_environment(transactional_db: None) -> dict[str, str]:
     else:
         base = os.environ["DATABASE_URL"]
         url = base.replace("/postgres?", f"/{name}?", 1)
-    return {**os.environ, "DATABASE_URL": url, "DATA_DIR": str(settings.DATA_DIR)}
+    names = {"DATABASE_URL": url, "DATA_DIR": str(settings.DATA_DIR)}
+    return {**os.environ, **names, "REDIS_URL": settings.REDIS_URL}
 
 
 @pytest.fixture

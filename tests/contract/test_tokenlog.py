@@ -14,6 +14,14 @@ from inference.tokenlog import Fenced, unpack
 pytestmark = pytest.mark.django_db
 
 
+@pytest.fixture(params=["database", "live"], autouse=True)
+def back_end(request: pytest.FixtureRequest) -> str:
+    """The log in the database alone, and with its newest part in a real Valkey."""
+    if request.param == "live":
+        request.getfixturevalue("valkey")
+    return str(request.param)
+
+
 @pytest.fixture
 def run(alice: User, release: Release) -> Generation:
     """A generation claimed by one worker."""
@@ -48,6 +56,8 @@ def test_a_reader_gets_only_what_comes_after_its_own_position(run: Generation):
 
 def test_a_reader_of_another_epoch_gets_everything(run: Generation):
     run.log.append(run.fence, 1, "a", [1])
+    assert [event.seq for event in run.log.read(-1, 1)] == [1]
+    run.log.save(run.fence)
     assert [event.seq for event in run.log.read(7, 1)] == [1]
 
 
@@ -73,6 +83,7 @@ def test_an_append_out_of_sequence_is_refused_and_writes_nothing(run: Generation
 def test_the_old_writer_is_refused_after_a_takeover(run: Generation):
     run.log.append(run.fence, 1, "a", [1])
     new = take_over(run)
+    new.log.adopt(new.fence)
     with pytest.raises(Fenced):
         run.log.append(run.fence, 2, "zombie", [2])
     with pytest.raises(Fenced):

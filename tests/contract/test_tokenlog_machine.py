@@ -1,5 +1,9 @@
 """Any order of claims, appends, deaths, cancels and ends leaves a log that keeps its promises."""
 
+import contextlib
+import inspect
+import random
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -17,17 +21,25 @@ from hypothesis.stateful import (
 )
 
 from accounts.models import User
+from inference import redis_server
 from inference.catalogue import CATALOGUE, register
 from inference.models import Generation
 from inference.queue import LEASE
-from inference.tokenlog import Fenced, pack
+from inference.tokenlog import DatabaseLog, Fenced, pack
+from tests.faults.workers import ALL
+from tests.valkey import Valkey
+
+LONG = 6  # tokens
+WHICH = st.integers(0, 9)
 
 
 class Writer:
     """A worker that believes it owns the log: what it adopted and has written since."""
 
     def __init__(self, run: Generation) -> None:
-        tail = run.log.adopt(run.fence)
+        self.log = run.log
+        tail = self.log.begin(run)
+        self.epoch = tail.epoch
         self.fence, self.seq = run.fence, tail.seq
         self.text, self.ids = tail.text, list(tail.token_ids)
 
@@ -56,6 +68,7 @@ class LogMachine(RuleBasedStateMachine):
     def row(self) -> Generation:
         return Generation.objects.get(pk=self.run.pk)
 
+    @precondition(lambda self: self.owner and self.ended is None)
     @rule()
     def lease_runs_out(self) -> None:
         Generation.objects.filter(pk=self.run.pk, status="running").update(
@@ -67,50 +80,76 @@ class LogMachine(RuleBasedStateMachine):
         for run in Generation.objects.claim(self.run.release, uuid4(), 1):
             self.owner = Writer(run)
             self.writers.append(self.owner)
+            self.follow(self.owner)
+
+    def follow(self, writer: Writer) -> None:
+        """Its log goes on with all that was shown."""
+        assert writer.epoch == self.epoch
+        assert writer.text.startswith(self.shown)
 
     @precondition(lambda self: self.writers)
     @rule(
-        data=st.data(),
+        which=WHICH,
         text=st.text(
             st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=5
         ),
     )
-    def somebody_appends(self, data: Any, text: str) -> None:
-        writer = data.draw(st.sampled_from(self.writers))
+    def somebody_appends(self, which: int, text: str) -> None:
+        writer = self.writers[which % len(self.writers)]
         self.token += 1
         owns = writer is self.owner and self.ended is None
         try:
-            self.run.log.append(writer.fence, writer.seq + 1, text, [self.token])
+            writer.log.append(writer.fence, writer.seq + 1, text, [self.token])
         except Fenced:
             assert not owns
             return
-        assert owns
+        assert owns or self.may_miss_a_stranger(writer)
         writer.seq += 1
         writer.text += text
         writer.ids.append(self.token)
 
-    @precondition(lambda self: self.writers)
-    @rule(data=st.data())
-    def somebody_begins_anew(self, data: Any) -> None:
-        writer = data.draw(st.sampled_from(self.writers))
+    @precondition(lambda self: self.owner)
+    @rule(count=st.integers(1, 4))
+    def the_owner_goes_on(self, count: int) -> None:
+        owner = self.owner
+        assert owner
+        for _ in range(count if self.ended is None else 0):
+            self.token += 1
+            owner.log.append(owner.fence, owner.seq + 1, f"{self.token} ", [self.token])
+            owner.seq += 1
+            owner.text += f"{self.token} "
+            owner.ids.append(self.token)
+
+    def is_long_enough(self) -> bool:
+        """Else most logs would end before anything can happen to them."""
+        return self.token >= LONG
+
+    def may_miss_a_stranger(self, writer: Writer) -> bool:
+        return False
+
+    @precondition(lambda self: self.writers and self.is_long_enough())
+    @rule(which=WHICH)
+    def somebody_begins_anew(self, which: int) -> None:
+        writer = self.writers[which % len(self.writers)]
         owns = writer is self.owner and self.ended is None
+        before = self.row().epoch
         try:
-            tail = self.run.log.restart(writer.fence)
+            tail = writer.log.restart(writer.fence)
         except Fenced:
             assert not owns
             return
         assert owns
-        assert tail.epoch == self.row().epoch == self.epoch + 1
-        writer.seq, writer.text, writer.ids = 0, "", []
+        assert tail.epoch == self.row().epoch == before + 1
+        writer.seq, writer.text, writer.ids, writer.epoch = 0, "", [], tail.epoch
         self.epoch, self.shown, self.shown_seq = tail.epoch, "", 0
 
-    @precondition(lambda self: self.writers)
-    @rule(data=st.data(), kind=st.sampled_from(["done", "failed", "stopped"]))
-    def somebody_finishes(self, data: Any, kind: str) -> None:
-        writer = data.draw(st.sampled_from(self.writers))
+    @precondition(lambda self: self.writers and self.is_long_enough())
+    @rule(which=WHICH, kind=st.sampled_from(["done", "failed", "stopped"]))
+    def somebody_finishes(self, which: int, kind: str) -> None:
+        writer = self.writers[which % len(self.writers)]
         owns = writer is self.owner and self.ended is None
         try:
-            self.run.log.finish(
+            writer.log.finish(
                 writer.fence, writer.seq + 1, kind,
                 text=writer.text, token_ids=pack(writer.ids),
                 completion_tokens=len(writer.ids) - self.row().inherited_tokens,
@@ -122,19 +161,21 @@ class LogMachine(RuleBasedStateMachine):
         self.ended = kind
 
     @precondition(lambda self: self.writers)
-    @rule(data=st.data())
-    def somebody_renews(self, data: Any) -> None:
-        writer = data.draw(st.sampled_from(self.writers))
+    @rule(which=WHICH)
+    def somebody_renews(self, which: int) -> None:
+        writer = self.writers[which % len(self.writers)]
         owns = writer is self.owner and self.ended is None
         held = Generation.objects.renew({self.run.pk: writer.fence})
         assert held == ({self.run.pk} if owns else set())
         assert self.is_held() or not owns
 
     @precondition(lambda self: self.writers)
-    @rule(data=st.data())
-    def somebody_gives_back(self, data: Any) -> None:
-        writer = data.draw(st.sampled_from(self.writers))
+    @rule(which=WHICH)
+    def somebody_gives_back(self, which: int) -> None:
+        writer = self.writers[which % len(self.writers)]
         owns = writer is self.owner and self.ended is None
+        with contextlib.suppress(Fenced):
+            writer.log.release(writer.fence)
         tries = self.row().fruitless_attempts
         assert Generation.objects.give_back(self.run.pk, writer.fence) == owns
         assert self.row().fruitless_attempts == (max(tries - 1, 0) if owns else tries)
@@ -150,13 +191,14 @@ class LogMachine(RuleBasedStateMachine):
         )  # fmt: skip
         assert self.run.log.text() == ended.text
         self.writers, self.owner, self.ended = [], None, None
-        self.epoch, self.shown, self.shown_seq = 0, "", 0
+        self.epoch, self.shown, self.shown_seq, self.token = 0, "", 0, 0
 
     def is_held(self) -> bool:
         """Whether a worker that may be alive has the run."""
         held = Generation.objects.filter(status="running", lease_until__gt=Now())
         return held.filter(pk=self.run.pk).exists()
 
+    @precondition(lambda self: self.token == 0 or self.is_long_enough())
     @rule()
     def the_person_stops(self) -> None:
         was_held = self.is_held()
@@ -164,20 +206,29 @@ class LogMachine(RuleBasedStateMachine):
         if was_held:
             assert self.row().status == "running"  # its worker hears of it
             assert self.row().cancelled_at
-        elif self.ended is None:
+        elif self.ended is None and not self.may_wait_with_the_end():
             assert self.row().status == "stopped"
             self.ended = "stopped"
+
+    def may_wait_with_the_end(self) -> bool:
+        return False
 
     @rule()
     def the_tries_are_counted(self) -> None:
         Generation.objects.fail_exhausted()
+        if self.owner and self.row().fence > self.owner.fence:
+            self.owner = None  # a token of its had not been counted: it is tried again
         if self.ended is None and self.row().status == "failed":
             assert self.row().fruitless_attempts == Generation.MAX_FRUITLESS_ATTEMPTS
             self.ended = "failed"
 
+    def log_of_a_reader(self) -> DatabaseLog:
+        return DatabaseLog(self.run.pk) if self.ended else Generation(pk=self.run.pk).log
+
     @rule()
     def the_reader_looks(self) -> None:
-        for event in self.run.log.read(self.epoch, self.shown_seq):
+        for event in self.log_of_a_reader().read(self.epoch, self.shown_seq):
+            assert event.epoch == self.epoch
             assert event.seq == self.shown_seq + 1
             assert event.offset == len(self.shown)
             self.shown += event.text
@@ -187,32 +238,208 @@ class LogMachine(RuleBasedStateMachine):
     def the_log_is_dense_and_what_was_shown_stays(self) -> None:
         if not hasattr(self, "run"):
             return
-        events = self.run.log.read(0, 0)
+        events = self.log_of_a_reader().read(self.row().epoch, 0)  # as a page does
         assert [event.seq for event in events] == list(range(1, len(events) + 1))
-        assert "".join(event.text for event in events).startswith(self.shown)
+        self.check_what_was_shown("".join(event.text for event in events))
         terminal = [event.kind for event in events if event.is_terminal]
         assert terminal == ([self.ended] if self.ended else [])
         assert not terminal or events[-1].is_terminal
+
+    def check_what_was_shown(self, text: str) -> None:
+        assert text.startswith(self.shown)
 
     @invariant()
     def the_result_is_the_log(self) -> None:
         if self.ended:
             row = self.row()
             assert row.status == self.ended
-            assert row.text == row.log.text()
+            assert row.text == DatabaseLog(row.pk).text()
             tokens = sum(len(bytes(c.token_ids)) // 4 for c in row.chunks.filter(epoch=row.epoch))
             assert tokens == len(bytes(row.token_ids)) // 4
             assert row.completion_tokens == tokens - row.inherited_tokens
 
 
+class FlakyServer(redis_server.Server):
+    """A real Redis that is away when it is told to be."""
+
+    down = False
+
+    @property
+    def is_away(self) -> bool:
+        return self.down
+
+    def call(self, command: Callable[[], Any]) -> Any:
+        if self.down:
+            raise redis_server.Away
+        return super().call(command)
+
+
+class LiveMachine(LogMachine):
+    """With Redis: which is emptied, goes away, comes back, and is restarted from an old copy.
+
+    What was shown may be taken back only when a writer dies together with what Redis knew,
+    and then with a new epoch.
+    """
+
+    valkey: Valkey
+    redis: FlakyServer
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.redis.down = False
+        self.valkey.empty()
+        self.reached = False  # the last claim was told to Redis
+        self.copies: dict[Any, Any] = {}
+
+    def follow(self, writer: Writer) -> None:
+        self.reached = not self.redis.down
+        if writer.epoch == self.epoch:
+            super().follow(writer)
+        else:
+            self.is_sent_back_to(writer.epoch)
+
+    def is_sent_back_to(self, epoch: int) -> None:
+        assert epoch > self.epoch
+        self.epoch, self.shown, self.shown_seq = epoch, "", 0
+
+    @precondition(lambda self: self.owner)
+    @rule(count=st.integers(1, 4))
+    def the_owner_goes_on(self, count: int) -> None:
+        owner = self.owner
+        assert owner
+        for _ in range(count if self.ended is None else 0):
+            self.token += 1
+            owner.log.append(owner.fence, owner.seq + 1, f"{self.token} ", [self.token])
+            owner.seq += 1
+            owner.text += f"{self.token} "
+            owner.ids.append(self.token)
+
+    def is_long_enough(self) -> bool:
+        """Else most logs would end before anything can happen to them."""
+        return self.token >= LONG
+
+    def may_miss_a_stranger(self, writer: Writer) -> bool:
+        """Its event is in its memory only, or in an epoch that is over. (Leases are not played
+        here: a worker does not write once its own may have run out.)"""
+        return self.redis.down or not self.reached
+
+    def may_wait_with_the_end(self) -> bool:
+        return self.redis.down and self.row().status == "running"
+
+    @rule(trouble=st.sampled_from(["empty", "away", "back", "copy", "old copy", "old copy"]))
+    def redis_has_trouble(self, trouble: str) -> None:
+        client = self.valkey.client
+        if trouble in ("away", "back"):
+            self.redis.down = trouble == "away"
+        elif trouble == "copy":
+            self.copies = {key: client.dump(key) for key in client.scan_iter()}
+        else:
+            self.valkey.empty()
+        if trouble == "old copy":
+            self.is_restarted_from_its_copy()
+
+    def is_restarted_from_its_copy(self) -> None:
+        for key, value in self.copies.items():
+            self.valkey.client.restore(key, 0, value)
+            if not key.endswith(b":events"):
+                self.valkey.client.hset(key, "run", "another")
+        self.reached = False
+
+    @precondition(lambda self: self.owner)
+    @rule()
+    def the_owner_saves(self) -> None:
+        assert self.owner
+        if self.ended is None:
+            self.owner.log.save(self.owner.fence)
+            assert DatabaseLog(self.run.pk).text() == self.owner.text
+
+    @rule()
+    def the_reader_looks(self) -> None:
+        # The owner may have begun a new epoch too; that is told with its first event.
+        for event in self.log_of_a_reader().read(self.epoch, self.shown_seq):
+            if event.epoch != self.epoch:
+                self.is_sent_back_to(event.epoch)
+            assert event.seq == self.shown_seq + 1
+            assert event.offset == len(self.shown)
+            self.shown += event.text
+            self.shown_seq = event.seq
+
+    def check_what_was_shown(self, text: str) -> None:
+        if self.ended and self.row().epoch != self.epoch:
+            self.is_sent_back_to(self.row().epoch)
+        if self.ended:
+            assert text.startswith(self.shown)
+        elif self.row().epoch == self.epoch:
+            # What is not saved cannot be read while Redis is away.
+            assert text.startswith(self.shown) or self.shown.startswith(text)
+
+
+# The same examples each time, but for `make faults`, which looks further.
+MOST = settings(
+    max_examples=600 if ALL else 60,
+    stateful_step_count=40,
+    derandomize=not ALL,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
 @pytest.mark.django_db
 def test_a_log_keeps_its_promises_under_any_order_of_events():
-    run_state_machine_as_test(
-        LogMachine,
-        settings=settings(
-            max_examples=60,
-            stateful_step_count=40,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_state_machine_as_test(LogMachine, settings=MOST)
+
+
+# How often each thing happens in a drive. Hypothesis tries everything equally often and finds what
+# nobody thought of; this is what a bad day looks like, and reaches deeper.
+BAD_DAY = {
+    "the_owner_goes_on": 8, "somebody_appends": 4, "the_reader_looks": 6, "redis_has_trouble": 5,
+    "lease_runs_out": 3, "somebody_claims": 3, "the_owner_saves": 3, "somebody_begins_anew": 1,
+    "somebody_gives_back": 1, "somebody_renews": 1, "the_person_stops": 1, "somebody_finishes": 1,
+    "the_person_lengthens": 5, "the_tries_are_counted": 1,
+}  # fmt: skip
+TROUBLES = ("empty", "away", "back", "back", "copy", "copy", "old copy")
+
+
+def drive(machine: LogMachine, seed: int) -> None:
+    draw = random.Random(seed)
+    machine.enqueue()
+    for _ in range(80):
+        [name] = draw.choices(list(BAD_DAY), list(BAD_DAY.values()))
+        step = getattr(machine, name)
+        if not all(condition(machine) for condition in step.hypothesis_stateful_rule.preconditions):
+            continue
+        arguments = {"which": draw.randint(0, 9), "count": draw.randint(1, 4), "text": "é ",
+                     "kind": draw.choice(["done", "failed"]),
+                     "trouble": draw.choice(TROUBLES)}  # fmt: skip
+        step(**{k: v for k, v in arguments.items() if k in inspect.signature(step).parameters})
+        machine.the_log_is_dense_and_what_was_shown_stays()
+        machine.the_result_is_the_log()
+
+
+@pytest.mark.django_db
+def test_a_live_log_keeps_them_too_whatever_becomes_of_redis(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+):
+    server = FlakyServer(valkey.url)
+    monkeypatch.setattr(redis_server, "server", lambda: server)
+    monkeypatch.setattr(LiveMachine, "valkey", valkey, raising=False)
+    monkeypatch.setattr(LiveMachine, "redis", server, raising=False)
+    run_state_machine_as_test(LiveMachine, settings=MOST)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("part", range(4))
+def test_a_live_log_keeps_them_on_many_bad_days(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, part: int
+):
+    """`make faults`: 2,000 days. A failure tells its seed."""
+    server = FlakyServer(valkey.url)
+    monkeypatch.setattr(redis_server, "server", lambda: server)
+    monkeypatch.setattr(LiveMachine, "valkey", valkey, raising=False)
+    monkeypatch.setattr(LiveMachine, "redis", server, raising=False)
+    days = 500 if ALL else 25
+    for seed in range(part * days, (part + 1) * days):
+        try:
+            drive(LiveMachine(), seed)
+        except Exception as error:
+            raise AssertionError(f"on the day with the seed {seed}") from error

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 from accounts.models import User
 from inference.models import Generation, Release, Worker
-from inference.tokenlog import unpack
+from inference.tokenlog import DatabaseLog, unpack
 
 POLL = 0.005
 SMALL = {"WORKER_THREADS": "1", "WORKER_SLOTS": "8", "CONTEXT_TOKENS": "4096"}
@@ -113,16 +113,28 @@ class Recorder:
     def __init__(self, run: Generation) -> None:
         self.run = run
         self.text = ""
+        self.epoch = 0
         self.seq = 0
         self.kind = ""
+        self.taken_back: list[str] = []  # what was shown of an epoch that is over
 
     def look(self) -> None:
-        for event in self.run.log.read(0, self.seq):
+        for event in self._log.read(self.epoch, self.seq):
             assert not self.kind, "an event after the terminal one"
+            if event.epoch != self.epoch:
+                assert event.epoch > self.epoch, "back in an epoch that is over"
+                self.taken_back.append(self.text)
+                self.epoch, self.seq, self.text = event.epoch, 0, ""
             assert event.seq == self.seq + 1, "a hole or a repetition"
             assert event.offset == len(self.text), "text lost or repeated"
             self.seq, self.text = event.seq, self.text + event.text
             self.kind = event.kind if event.is_terminal else ""
+
+    @property
+    def _log(self) -> DatabaseLog:
+        """As a page does it: the live log, and the database's once the run has ended."""
+        run = Generation.objects.get(pk=self.run.pk)
+        return run.log if run.is_active else DatabaseLog(run.pk)
 
     def read_until(self, characters: int, seconds: float = 60) -> None:
         """Go on reading until this much text has been shown, or the run has ended."""
@@ -147,10 +159,10 @@ class Recorder:
     def check_the_end(self) -> None:
         """Database text = displayed text = log text; usage = tokens logged."""
         run = Generation.objects.get(pk=self.run.pk)
-        assert run.text == self.text == run.log.text()
+        assert run.text == self.text == DatabaseLog(run.pk).text()
         logged = [
             token
-            for chunk in run.chunks.order_by("seq")
+            for chunk in run.chunks.filter(epoch=run.epoch).order_by("seq")
             for token in unpack(bytes(chunk.token_ids))
         ]
         assert list(unpack(bytes(run.token_ids))) == logged

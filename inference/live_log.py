@@ -1,0 +1,335 @@
+"""The log with its newest part in Redis: what a cluster's workers write and its readers read.
+
+Events go to Redis as they come (one script: fence, sequence, wake-up, and whether to stop), and
+from the worker's memory to the database every second. A key's head says whose it is:
+
+- fence, epoch: of the writer; a script refuses a lower fence
+- base: the seq up to which the database has everything; the events after it are in the stream
+- seq: the last event; run: the server's start under which it was made; stop: somebody wants it
+
+A log that is missing, or is not what its writer left, is made anew: out of the writer's memory as
+long as it lives, else out of the database, in another epoch, because readers may have seen more.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.db import DatabaseError, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from inference import failpoints, redis_server
+from inference.live_scripts import ADOPT, APPEND, CLOSE, READ, SEED, STOP
+from inference.redis_server import Away
+from inference.saving import Entry, Unsaved, save
+from inference.tokenlog import DatabaseLog, Event, Fenced, Tail, pack, unpack
+
+if TYPE_CHECKING:
+    from inference.models import Generation
+
+KEPT_MILLISECONDS = 60 * 60 * 1000  # of a log that nobody writes any more; it is in the database
+PATIENCE = timedelta(seconds=60)  # with a Redis that is away, before a dead run ends without it
+SAVE_AT_TOKENS = 64
+SAVE_AT_BYTES = 4096
+
+
+@dataclass(slots=True)
+class Writer:
+    """What the one writer knows of its log."""
+
+    fence: int
+    epoch: int
+    seq: int  # the last event
+    saved: int  # the last event that is in the database
+    characters: int
+    entries: list[Entry] = field(default_factory=list)  # those after `saved`
+    prompt: tuple[int, str] | None = None  # not in the database yet
+    is_new: bool = True  # it has saved nothing yet
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, text: str, token_ids: Sequence[int]) -> Entry:
+        entry = Entry(self.seq + 1, self.characters, text, pack(token_ids))
+        with self.lock:
+            self.entries.append(entry)
+            self.seq += 1
+            self.characters += len(text)
+        return entry
+
+    def drop_saved(self, seq: int) -> None:
+        with self.lock:
+            self.saved = max(self.saved, seq)
+            self.entries = [entry for entry in self.entries if entry.seq > self.saved]
+            self.is_new = False
+
+
+class LiveLog(DatabaseLog):
+    """One object for one writer: it remembers what is not saved yet. Readers need no memory."""
+
+    is_live = True
+
+    def __init__(self, generation_id: UUID) -> None:
+        super().__init__(generation_id)
+        self._head = redis_server.name("log", f"{{{generation_id}}}")
+        self._channel = redis_server.name("bell", f"gen:{generation_id}")
+        self._writer: Writer | None = None
+
+    # --- readers --------------------------------------------------------------------------
+    def read(self, epoch: int, after: int) -> list[Event]:
+        """Events after `after`; from the start when `epoch` is not the current one any more."""
+        try:
+            found = redis_server.server().run(READ, self._head, epoch, after)
+        except Away:
+            found = None
+        if found is None or int(found[0]) < epoch:  # gone, or left over from before
+            return super().read(epoch, after)
+        now, base = int(found[0]), int(found[1])
+        newest = [entry.event(now) for entry in _entries(found[2])]
+        start = after if now == epoch else 0
+        if start >= base:
+            return newest
+        older = super().read(now, start)
+        if not older or older[-1].epoch != now:
+            return older  # what Redis has is left over from before
+        # What is saved meanwhile is in both.
+        return [event for event in older if event.seq <= base] + newest
+
+    def text(self) -> str:
+        return "".join(event.text for event in self.read(-1, 0))
+
+    # --- the one writer -------------------------------------------------------------------
+    def begin(self, run: "Generation") -> Tail:
+        if run.fence > 1 or run.log_seq:
+            return self.adopt(run.fence)
+        return self._begin_where_saved(run.fence, Tail(run.epoch, 0, "", ()))
+
+    def adopt(self, fence: int) -> Tail:
+        tail = super().adopt(fence)
+        answer = self._ask_for_the_rest(fence, tail)
+        if answer is None:
+            return self._begin_where_saved(fence, tail)
+        writer = Writer(fence, tail.epoch, tail.seq, tail.seq, len(tail.text), entries=answer)
+        for entry in answer:
+            writer.seq, writer.characters = entry.seq, writer.characters + len(entry.text)
+        self._writer = writer
+        self.save(fence)
+        text = "".join(entry.text for entry in answer)
+        ids = unpack(b"".join(entry.token_ids for entry in answer))
+        return Tail(tail.epoch, writer.seq, tail.text + text, tail.token_ids + ids)
+
+    def _ask_for_the_rest(self, fence: int, tail: Tail) -> list[Entry] | None:
+        """Events after the saved ones; None when it cannot be known. Shuts out earlier writers."""
+        args = (fence, tail.epoch, tail.seq)
+        try:
+            answer = redis_server.server().run(ADOPT, self._head, *args)
+        except Away:
+            return None
+        if answer[0] == b"fenced":
+            raise Fenced
+        return list(_entries(answer[1])) if answer[0] == b"ok" else None
+
+    def _begin_where_saved(self, fence: int, tail: Tail) -> Tail:
+        """Readers may have seen more than the database has: they are sent back to it.
+
+        Not of a first writer's log, in which nobody has written yet.
+        """
+        epoch = self._raise_epoch(fence) if fence > 1 else tail.epoch
+        self._writer = Writer(fence, epoch, tail.seq, tail.seq, len(tail.text))
+        self._try_to_seed(self._writer)
+        return Tail(epoch, tail.seq, tail.text, tail.token_ids)
+
+    def _raise_epoch(self, fence: int) -> int:
+        """The saved events become those of the next epoch."""
+        held = self._generations().filter(pk=self.id, fence=fence, status="running")
+        with transaction.atomic():
+            if not held.update(epoch=F("epoch") + 1):
+                raise Fenced
+            epoch: int = held.values_list("epoch", flat=True)[0]
+            self._of_epoch(epoch - 1).update(epoch=epoch)
+        return epoch
+
+    def _of_epoch(self, epoch: int) -> Any:
+        from inference.models import Chunk
+
+        return Chunk.objects.filter(generation=self.id, epoch=epoch)
+
+    def append(
+        self,
+        fence: int,
+        seq: int,
+        text: str,
+        token_ids: Sequence[int],
+        prompt: tuple[int, str] | None = None,
+    ) -> bool:
+        failpoints.hit("before_append")
+        writer = self._written_by(fence)
+        if seq != writer.seq + 1:
+            raise Fenced
+        entry = writer.add(text, token_ids)
+        writer.prompt = writer.prompt or prompt
+        failpoints.hit("in_append")
+        asked_to_stop = self._send(writer, entry)
+        failpoints.hit("after_append")
+        return asked_to_stop
+
+    def _written_by(self, fence: int) -> Writer:
+        if self._writer is None or self._writer.fence != fence:
+            self.adopt(fence)
+        assert self._writer is not None
+        return self._writer
+
+    def _send(self, writer: Writer, entry: Entry) -> bool:
+        """True when somebody asked the run to stop. An event that Redis missed is in memory."""
+        head = (writer.fence, writer.epoch, entry.seq, KEPT_MILLISECONDS, self._channel)
+        try:
+            answer = redis_server.server().run(APPEND, self._head, *head, *entry.arguments)
+        except Away:
+            return False
+        if answer == b"fenced":
+            raise Fenced
+        if answer == b"foreign":
+            self._take_over(writer)
+        elif answer in (b"missing", b"stale"):
+            self._seed_if_ours(writer)
+        return bool(answer == b"stop")
+
+    def _take_over(self, writer: Writer) -> None:
+        """An earlier writer made the log anew, after ours was gone: what it showed is void."""
+        try:
+            self.save(writer.fence)
+            epoch = self._raise_epoch(writer.fence)
+        except DatabaseError:
+            return  # the next event meets it again
+        with writer.lock:
+            writer.epoch = epoch
+        self._try_to_seed(writer)
+
+    def _seed_if_ours(self, writer: Writer) -> None:
+        """The database says whose it is, because Redis does not know any more."""
+        held = {"pk": self.id, "fence": writer.fence, "status": "running", "epoch": writer.epoch}
+        try:
+            if not self._generations().filter(**held).exists():
+                raise Fenced
+        except DatabaseError:
+            return
+        self._try_to_seed(writer)
+
+    def _try_to_seed(self, writer: Writer) -> None:
+        with writer.lock:
+            head = (writer.fence, writer.epoch, writer.saved, writer.seq)
+            entries = [part for entry in writer.entries for part in entry.arguments]
+        args = (*head, KEPT_MILLISECONDS, self._channel, *entries)
+        try:
+            answer = redis_server.server().run(SEED, self._head, *args)
+        except Away:
+            return  # the next event meets that it is missing
+        if answer == b"fenced":
+            raise Fenced
+
+    def restart(self, fence: int) -> Tail:
+        tail = super().restart(fence)
+        prompt = self._writer.prompt if self._writer else None
+        self._writer = Writer(fence, tail.epoch, 0, 0, 0, prompt=prompt)
+        self._try_to_seed(self._writer)
+        return tail
+
+    # --- into the database ----------------------------------------------------------------
+    def wants_saving(self) -> bool:
+        writer = self._writer
+        if writer is None or not writer.entries:
+            return False
+        tokens = sum(len(entry.token_ids) for entry in writer.entries) // 4
+        size = sum(len(entry.text) for entry in writer.entries)
+        return writer.is_new or tokens >= SAVE_AT_TOKENS or size >= SAVE_AT_BYTES
+
+    def unsaved(self) -> Unsaved | None:
+        """A picture of what is not in the database; None when everything is."""
+        writer = self._writer
+        if writer is None or not (writer.entries or writer.prompt):
+            return None
+        with writer.lock:
+            entries = tuple(writer.entries)
+            return Unsaved(self.id, writer.fence, writer.epoch, entries, writer.prompt)
+
+    def saved(self, unsaved: Unsaved) -> None:
+        """What the picture showed is in the database now."""
+        writer = self._writer
+        if writer is None or writer.fence != unsaved.fence or writer.epoch != unsaved.epoch:
+            return
+        if unsaved.entries:
+            writer.drop_saved(unsaved.entries[-1].seq)
+        if writer.prompt == unsaved.prompt:
+            writer.prompt = None
+
+    def save(self, fence: int) -> None:
+        """Raises Fenced."""
+        if self._writer is not None and self._writer.fence == fence and (rest := self.unsaved()):
+            self._write(rest)
+            self.saved(rest)
+
+    def release(self, fence: int) -> None:
+        self.save(fence)
+        if self._writer is not None and self._writer.fence == fence:
+            args = (fence + 1, self._writer.epoch, self._writer.seq)
+            self._writer = None
+            with contextlib.suppress(Away):  # then this writer cannot write there either
+                redis_server.server().run(ADOPT, self._head, *args)
+
+    def _write(self, rest: Unsaved) -> None:
+        if not save([rest]):
+            raise Fenced
+
+    # --- the end --------------------------------------------------------------------------
+    def finish(self, fence: int, seq: int, kind: str, **result: Any) -> None:
+        if seq != self._written_by(fence).seq + 1:
+            raise Fenced
+        super().finish(fence, seq, kind, **result)
+
+    def _before_its_end(self) -> None:
+        if rest := self.unsaved():
+            self._write(rest)  # and stays in memory, should this transaction fail
+
+    def _without_its_worker(self, run: "Generation") -> "Generation | None":
+        """Bring into the database what Redis has of a run whose worker is gone."""
+        if run.fence == 0:
+            return run  # nobody ever wrote
+        try:
+            entries = self._ask_for_the_rest(run.fence + 1, super()._tail(run))
+        except Fenced:
+            return None
+        if entries is None and not self._may_end_where_saved(run):
+            return None
+        if entries is None:
+            self._raise_epoch(run.fence)
+        elif entries:
+            self._write(Unsaved(self.id, run.fence, run.epoch, tuple(entries), None))
+        found: Generation = self._generations().get(pk=self.id)
+        return found
+
+    def _may_end_where_saved(self, run: "Generation") -> bool:
+        """Not while Redis may come back with the rest of it."""
+        if not redis_server.server().is_away:
+            return True
+        lapsed = Now() - PATIENCE
+        return bool(self._generations().filter(pk=run.pk, lease_until__lt=lapsed).exists())
+
+    def _announce(self) -> None:
+        """It has ended: the database has everything."""
+        self._writer = None
+        with contextlib.suppress(Away):  # it expires; readers look at the row as well
+            redis_server.server().run(CLOSE, self._head, self._channel)
+
+    def ask_to_stop(self) -> None:
+        with contextlib.suppress(Away):  # its worker looks every second
+            redis_server.server().run(STOP, self._head)
+
+
+def _entries(events: Iterable[Any]) -> Iterable[Entry]:
+    for number, fields in events:
+        found = dict(zip(fields[::2], fields[1::2], strict=True))
+        seq = int(number.partition(b"-")[0])
+        yield Entry(seq, int(found[b"o"]), found[b"t"].decode(), found[b"i"])

@@ -1,0 +1,102 @@
+"""The Redis (or Valkey) at REDIS_URL, which may be away: then everybody goes on without it."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from django.conf import settings
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+log = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 1.0  # longest wait for one answer; then the database serves instead
+CONNECT_SECONDS = 0.5
+TRY_AGAIN_SECONDS = 0.5  # while it is away, one call in so long is let through
+
+
+class Away(Exception):
+    """Redis does not answer, or refuses to write."""
+
+
+class Server:
+    """Connections to one Redis, and whether it is away. Safe in threads.
+
+    A call that fails opens the circuit: until one succeeds again, only one in
+    TRY_AGAIN_SECONDS is made, and the others raise Away at once.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.client = Redis.from_url(
+            url,
+            socket_timeout=ANSWER_SECONDS,
+            socket_connect_timeout=CONNECT_SECONDS,
+            # Tried again by whoever calls, who knows what may be done twice.
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._away = False
+        self._try_at = 0.0
+        self._lock = threading.Lock()
+        self._scripts: dict[str, Callable[..., Any]] = {}
+
+    @property
+    def is_away(self) -> bool:
+        return self._away
+
+    def run(self, script: str, key: str, *args: Any) -> Any:
+        """Run a Lua script on what belongs to `key`. Raises Away."""
+        return self.call(lambda: self._script(script)(keys=[key], args=args))
+
+    def call(self, command: Callable[[], Any]) -> Any:
+        """Make one call to the client. Raises Away."""
+        self._refuse_while_away()
+        try:
+            answer = command()
+        except (RedisError, OSError) as error:
+            self._went_away(error)
+            raise Away(str(error)) from error
+        self._answered()
+        return answer
+
+    def _script(self, text: str) -> Callable[..., Any]:
+        if text not in self._scripts:
+            self._scripts[text] = self.client.register_script(text)
+        return self._scripts[text]
+
+    def _refuse_while_away(self) -> None:
+        with self._lock:
+            if self._away and time.monotonic() < self._try_at:
+                raise Away("It did not answer a moment ago.")
+            self._try_at = time.monotonic() + TRY_AGAIN_SECONDS
+
+    def _went_away(self, error: Exception) -> None:
+        with self._lock:
+            first, self._away = not self._away, True
+            self._try_at = time.monotonic() + TRY_AGAIN_SECONDS
+        if first:
+            log.warning("Redis is away (%s); the database serves instead.", type(error).__name__)
+
+    def _answered(self) -> None:
+        with self._lock:
+            was_away, self._away = self._away, False
+        if was_away:
+            log.warning("Redis is back.")
+
+
+@lru_cache(maxsize=4)
+def _server(url: str) -> Server:
+    return Server(url)
+
+
+def server() -> Server:
+    """The one of this process."""
+    return _server(settings.REDIS_URL)
+
+
+def name(*parts: object) -> str:
+    """A key or channel of this site's: several sites may share one Redis."""
+    return ":".join(map(str, (settings.REDIS_PREFIX, *parts)))
