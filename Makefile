@@ -4,11 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export VENV
 
-.PHONY: run test lint check-migrations test-suites test-sqlite test-browser test-postgres \
+.PHONY: run cluster test lint check-migrations test-suites test-sqlite test-browser test-postgres \
 	faults test-vllm test-llama-server bench-engine bench-vllm dev shell lock clean
 
 run: ## Install what is missing and serve the site
 	@exec $(PYTHON) deploy/install.py run
+
+cluster: dev ## PostgreSQL, Valkey, nginx and two of each role on this machine; data in cluster-data/
+	@exec $(BIN)/python deploy/cluster.py
 
 test: dev ## Everything CI checks, in its order
 	$(MAKE) lint
@@ -48,7 +51,7 @@ test-browser: dev
 	$(BIN)/python -m pytest -m browser tests/browser $(PYTEST)
 
 test-postgres: dev
-	TEST_DATABASE=postgres $(BIN)/python -m pytest -m "not browser" --ignore=tests/architecture $(PYTEST)
+	TEST_DATABASE=postgres $(BIN)/python -m pytest -m "not browser and not cluster" --ignore=tests/architecture $(PYTEST)
 
 faults: dev ## All kills of the fault tests, on both databases; `make test` has a quarter of them
 	FAULTS=all $(BIN)/python -m pytest tests/faults $(PYTEST)
@@ -83,5 +86,5 @@ lock: dev ## Renew the lock files; they name no index
 LOCK = --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	--no-emit-index-url --no-emit-find-links --upgrade
 
-clean: ## Remove what was installed and built; data/ stays
+clean: ## Remove what was installed and built; data/ and cluster-data/ stay
 	rm -rf $(VENV) node_modules static-collected .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -52,3 +52,14 @@ class User(AbstractUser):
         self.set_password(password)
         self.save()
         return self
+
+
+class CacheEntry(models.Model):
+    """What Django's DatabaseCache keeps: counts of limits, while Redis is away."""
+
+    cache_key = models.CharField(max_length=255, primary_key=True)
+    value = models.TextField()
+    expires = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return self.cache_key

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlencode, urlsplit
 from uuid import uuid4
 
@@ -78,12 +78,12 @@ class Site:
     def pids(self) -> list[int]:
         """The supervisor and everything below it."""
         assert self.process
-        return [self.process.pid, *_descendants(self.process.pid)]
+        return [self.process.pid, *descendants(self.process.pid)]
 
     def pid_of(self, role: str) -> int:
         """The process that serves pages ("web") or runs the model ("worker")."""
         marks = {"web": b"gunicorn", "worker": b"manage.py\0worker"}
-        found = [pid for pid in self.pids[1:] if marks[role] in _command(pid)]
+        found = [pid for pid in self.pids[1:] if marks[role] in command_of(pid)]
         return found[-1]  # gunicorn's arbiter comes before the process that serves
 
     def kill_everything(self) -> None:
@@ -100,14 +100,14 @@ LOOSE_LIMITS = {
 }
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     found = []
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += [int(child), *_descendants(int(child))]
+        found += [int(child), *descendants(int(child))]
     return found
 
 
-def _command(pid: int) -> bytes:
+def command_of(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
@@ -131,10 +131,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Address(Protocol):
+    """Anything that serves a site."""
+
+    url: str
+
+
 class Person:
     """A guest with a session."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Address) -> None:
         self.site = site
         self.http = httpx.AsyncClient(base_url=site.url, timeout=60)
         self.token = ""

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 from django.conf import settings
+from django.contrib.sessions.backends.db import SessionStore
 from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
@@ -12,6 +13,12 @@ from chats.titles import BRANCH
 from inference.models import Generation
 
 AT_ONCE = 100
+
+
+def keep_house() -> None:
+    """Once an hour: what was deleted long ago, and sessions that have expired."""
+    purge_deleted()
+    SessionStore.clear_expired()
 
 
 def purge_deleted() -> int:

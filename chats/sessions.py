@@ -4,9 +4,9 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY
+from django.contrib.sessions.backends.db import SessionStore
 from django.http import parse_cookie
 from django.utils.crypto import constant_time_compare
-from django.utils.module_loading import import_string
 
 from accounts.models import User
 
@@ -21,10 +21,10 @@ def session_key(scope: dict[str, Any]) -> str:
 def person_of(key: str) -> User | None:
     """The person logged in under this session now; reads only, changes nothing.
 
+    From the database, never from a copy: a socket must not outlive a log-out.
     None when the session is gone or expired, the person disabled or their password changed.
     """
-    store = import_string(f"{settings.SESSION_ENGINE}.SessionStore")
-    session = store(key).load() if key else {}
+    session = SessionStore(key).load() if key else {}
     user_id = session.get(SESSION_KEY)
     user = (
         User.objects.filter(pk=user_id, is_active=True).only("password").first()

@@ -1,4 +1,5 @@
 from django.apps import AppConfig
+from django.conf import settings
 
 
 class ChatsiteConfig(AppConfig):
@@ -8,3 +9,6 @@ class ChatsiteConfig(AppConfig):
 
     def ready(self) -> None:
         from chatsite import checks  # noqa: F401 - importing registers them
+
+        if settings.REDIS_URL:
+            from chatsite import celery  # noqa: F401 - it becomes the current one

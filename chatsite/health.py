@@ -4,10 +4,13 @@ import threading
 from collections.abc import Callable
 from functools import cache
 
+from django.conf import settings
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
+
+from inference import redis_server
 
 draining = threading.Event()
 """Set when this process is about to end: it finishes what it has and gets nothing new."""
@@ -28,8 +31,18 @@ def readyz(request: HttpRequest) -> JsonResponse:
     """200 when every check passes, else 503; each check says "ok" or what is wrong."""
     results = {name: _result(check) for name, check in CHECKS.items()}
     ready = set(results.values()) == {"ok"}
-    body = {"status": "ready" if ready else "not ready", "checks": results}
+    body: dict[str, object] = {"status": "ready" if ready else "not ready", "checks": results}
+    if settings.REDIS_URL:  # told, but no reason to turn people away: the database serves instead
+        body["redis"] = _redis()
     return JsonResponse(body, status=200 if ready else 503)
+
+
+def _redis() -> str:
+    try:
+        redis_server.server().call(redis_server.server().client.ping)
+    except redis_server.Away:
+        return "away"
+    return "ok"
 
 
 def _result(check: Callable[[], None]) -> str:

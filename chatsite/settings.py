@@ -156,20 +156,26 @@ def database() -> dict[str, Any]:
         config["TEST"] = {"NAME": DATA_DIR / "test.sqlite3"}  # a file: tests use threads
     else:
         options = config.get("OPTIONS", {})  # of the URL: host=/a/socket, sslmode=…
-        config["OPTIONS"] = {**options, "pool": {"min_size": 1, "max_size": 8, "timeout": 10}}
+        pool = {"min_size": 1, "max_size": env_int("DATABASE_POOL", 8, 2, 100), "timeout": 10}
+        config["OPTIONS"] = {**options, "pool": pool}
     return config
 
 
 DATABASES = {"default": database()}
 REDIS_URL = env_redis("REDIS_URL")
 REDIS_PREFIX = os.environ.get("REDIS_PREFIX", "chatsite")
-CACHES = {
-    "default": {
-        "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
-        # Limits are counted here; by default 300 other keys would push a count out.
-        "OPTIONS": {"MAX_ENTRIES": 200_000},
-    }
+SESSION_ENGINE = "accounts.sessions" if REDIS_URL else "django.contrib.sessions.backends.db"
+IN_THIS_PROCESS: dict[str, Any] = {
+    "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+    # Limits are counted here; by default 300 other keys would push a count out.
+    "OPTIONS": {"MAX_ENTRIES": 200_000},
 }
+SHARED: dict[str, Any] = {
+    "BACKEND": "chatsite.caches.SharedCache",
+    "LOCATION": REDIS_URL,
+    "KEY_PREFIX": f"{REDIS_PREFIX}:cache",
+}
+CACHES = {"default": SHARED if REDIS_URL else IN_THIS_PROCESS}
 
 PASSWORD_HASHERS = [
     "accounts.hashers.Argon2",

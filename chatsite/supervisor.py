@@ -22,11 +22,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.contrib.sessions.backends.db import SessionStore
 from django.db import Error as DatabaseError
 from django.db import connection
 
-from chats.purge import purge_deleted
+from chats.purge import keep_house
 from chatsite.children import Child, Crew, bury
 from inference.models import Worker
 
@@ -164,13 +163,11 @@ class Supervisor:
                 self.on_ready()
 
     def _keep_house(self) -> None:
-        """Once an hour: what was deleted long ago, and sessions that have expired."""
         if time.monotonic() < self.house_kept_at + HOUSE_SECONDS:
             return
         self.house_kept_at = time.monotonic()
         try:
-            purge_deleted()
-            SessionStore.clear_expired()
+            keep_house()
         except DatabaseError:
             log.exception("Housekeeping failed; trying again in an hour.")
         finally:

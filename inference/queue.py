@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet, Value
 from django.db.models.functions import Greatest, Now, Replace
 
-from inference import doorbell
+from inference import doorbell, wakeups
 from inference.database import now_sql
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class GenerationQuerySet(QuerySet["Generation"]):
             )
             if lengthens:
                 generation.log.inherit(lengthens)
-            transaction.on_commit(lambda: doorbell.ring("work"))
+            transaction.on_commit(lambda: wakeups.run_waits(release))
         return generation
 
     def claim(

@@ -57,11 +57,15 @@ class Runner:
         finally:
             chores.cancel()
 
+    def look(self) -> None:
+        """There may be something to claim."""
+        if self._bell:
+            self._bell.ring()
+
     async def drain(self, seconds: float) -> None:
         """Stop claiming; let answers run on for `seconds`, then hand the rest over, uncounted."""
         self._draining = True
-        if self._bell:
-            self._bell.ring()
+        self.look()
         chores = self._start_chores()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
@@ -98,8 +102,7 @@ class Runner:
         if not task.cancelled() and (error := task.exception()):
             # Its lease runs out and the run is tried again, at most three times alone and in vain.
             log.error("Generation %s broke off.", run.pk, exc_info=error)
-        if self._bell:
-            self._bell.ring()  # a slot is free
+        self.look()  # a slot is free
 
     def _start_chores(self) -> asyncio.Task[None]:
         async def both() -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from uuid import UUID
@@ -16,7 +17,7 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db.models.functions import Now
 
-from inference import doorbell
+from inference import doorbell, wakeups
 from inference.database import in_database
 from inference.engines.base import Engine, EngineError
 from inference.models import Release, Worker
@@ -114,7 +115,8 @@ class WorkerProcess:
         following = asyncio.create_task(self._follow_servers())
         running = asyncio.create_task(self._runner.run())
         stopping = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        async with self._taking_messages():
+            await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
         looking.cancel()
         await self._set(state=Worker.State.DRAINING)
         await self._runner.drain(settings.DRAIN_SECONDS)
@@ -122,6 +124,23 @@ class WorkerProcess:
         following.cancel()
         await self._set(state=Worker.State.GONE)
         await self._engine.stop()
+
+    @contextlib.asynccontextmanager
+    async def _taking_messages(self) -> AsyncIterator[None]:
+        """From Celery, where there is Redis: each makes the runner look at the queue."""
+        if not settings.REDIS_URL:
+            yield
+            return
+        from inference.consumer import Consumer
+
+        loop = asyncio.get_running_loop()
+        consumer = Consumer(await in_database(wakeups.queues_of, self._release))
+        with wakeups.answered_by(lambda: loop.call_soon_threadsafe(self._runner.look)):
+            consumer.start()
+            try:
+                yield
+            finally:
+                await asyncio.to_thread(consumer.stop)
 
     def _register(self) -> None:
         Worker.objects.forget_old()

@@ -11,8 +11,6 @@ from django.conf import settings as site_settings
 assert site_settings.DATABASES  # read now, from the environment just prepared
 django.setup()  # before a conftest further down imports models
 
-from inference import redis_server  # noqa: E402
-
 if TYPE_CHECKING:
     from django.test import Client
 
@@ -77,8 +75,9 @@ def one_valkey(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Valkey]":
 def valkey(one_valkey: "Valkey", settings: Any) -> "Valkey":
     """A Valkey that is up and empty; the site uses it for the length of the test."""
     one_valkey.empty()
-    settings.REDIS_URL = one_valkey.url
-    redis_server._server.cache_clear()
+    from tests.valkey import use
+
+    use(one_valkey, settings)
     return one_valkey
 
 

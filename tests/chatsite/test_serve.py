@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings as site_settings
+from websockets import WebSocketException
 
 from bench.site import MODELS, Person, Site, watch
 
@@ -84,7 +85,7 @@ async def begin(site: Site, text: str = COUNT, until: int = 60) -> Reader:
 async def finish(reader: Reader) -> None:
     """Reconnect as often as it takes."""
     for _ in range(100):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, WebSocketException):
             await reader.read()
         if reader.status:
             return

@@ -15,7 +15,7 @@ from inference import redis_server
 from inference.models import Generation, Release
 from inference.queue import LEASE
 from tests.faults.workers import ALL, Recorder, Workers, ask, of_all, wait_for
-from tests.valkey import Valkey
+from tests.valkey import Valkey, use
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -29,8 +29,7 @@ LONGS = " ".join(str(number) for number in range(1, 1001))
 def redis(tmp_path: Path, settings: Any) -> Iterator[Valkey]:
     """A Valkey of the test's own, which forgets nothing that it has confirmed."""
     server = Valkey(tmp_path, keeps=True).start()
-    settings.REDIS_URL = server.url
-    redis_server._server.cache_clear()
+    use(server, settings)
     yield server
     server.kill()
 

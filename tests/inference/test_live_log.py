@@ -10,7 +10,7 @@ from django.db import DatabaseError
 from redis import Redis
 
 from accounts.models import User
-from inference import doorbell, redis_server, saving
+from inference import redis_server, saving
 from inference.database import in_database
 from inference.drive import Drive
 from inference.engines.simulated import SimulatedEngine
@@ -194,7 +194,7 @@ def test_an_ended_log_leaves_nothing_in_redis(alice: User, release: Release):
     run.log.begin(run)
     run.log.append(run.fence, 1, "a", [1])
     run.log.finish(run.fence, 2, "done", text="a", token_ids=pack([1]), finish_reason="end")
-    assert redis_server.server().client.keys() == []
+    assert redis_server.server().client.keys("chatsite:log:*") == []
     assert [event.kind for event in run.log.read(0, 0)] == ["delta", "done"]
 
 
@@ -203,8 +203,9 @@ def test_a_log_that_nobody_ends_expires(alice: User, release: Release):
     run.log.begin(run)
     run.log.append(run.fence, 1, "a", [1])
     redis = redis_server.server().client
-    assert {0 < redis.pttl(key) <= KEPT_MILLISECONDS for key in redis.scan_iter()} == {True}
-    assert len(redis.keys()) == 2
+    keys = list(redis.scan_iter("chatsite:log:*"))
+    assert len(keys) == 2
+    assert {0 < redis.pttl(key) <= KEPT_MILLISECONDS for key in keys} == {True}
 
 
 def test_a_stop_is_told_with_the_next_append_without_asking_the_database(
@@ -291,86 +292,6 @@ async def test_a_worker_that_is_not_sure_of_its_lease_writes_nothing(
     await driving
     ended = await in_database(Generation.objects.get, pk=run.pk)
     assert ended.text == " ".join(str(number) for number in range(1, 51))
-
-
-# --- wake-ups -----------------------------------------------------------------------------
-async def heard(bell: doorbell.Bell, seconds: float = 3) -> bool:
-    return await bell.wait(seconds)
-
-
-async def test_a_ring_wakes_those_who_listen_to_its_topic_and_nobody_else():
-    async with doorbell.subscribe("a") as a, doorbell.subscribe("b") as b:
-        assert await heard(a)  # the subscription itself rings
-        assert await heard(b)
-        await in_database(doorbell.ring, "a")
-        assert await heard(a)
-        assert not await heard(b, 0.1)
-
-
-async def test_a_line_that_is_cut_is_made_again(valkey: Valkey):
-    async with doorbell.subscribe("a") as bell:
-        assert await heard(bell)
-        valkey.client.client_kill_filter(_type="pubsub")
-        assert await heard(bell)  # it asked anew for its topics
-        await in_database(doorbell.ring, "a")
-        assert await heard(bell)
-
-
-async def test_a_topic_nobody_listens_to_any_more_is_given_back(valkey: Valkey):
-    async with doorbell.subscribe("a") as a:
-        assert await heard(a)
-        async with doorbell.subscribe("b") as b:
-            assert await heard(b)
-        async with asyncio.timeout(3):
-            while valkey.client.pubsub_channels() != [b"chatsite:bell:a"]:
-                await asyncio.sleep(0.01)
-    async with asyncio.timeout(3):
-        while valkey.client.pubsub_channels():
-            await asyncio.sleep(0.01)
-
-
-async def test_a_silent_line_is_no_broken_one(valkey: Valkey, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("inference.redis_bell.PING_SECONDS", 0.2)
-    monkeypatch.setattr("inference.redis_bell.SILENT_SECONDS", 0.5)
-    async with doorbell.subscribe("a") as bell:
-        assert await heard(bell)
-        [line] = valkey.client.client_list(_type="pubsub")
-        assert not await heard(bell, 1.5)  # it is not made again
-        assert [c["id"] for c in valkey.client.client_list(_type="pubsub")] == [line["id"]]
-
-
-# --- the circuit --------------------------------------------------------------------------
-def test_a_redis_that_is_away_is_asked_seldom_and_noticed_when_it_is_back(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    server = redis_server.Server("redis://127.0.0.1:1/0")
-    asked: list[int] = []
-    answer: list[Any] = [OSError()]
-
-    def command() -> str:
-        asked.append(1)
-        if answer[0]:
-            raise answer[0]
-        return "pong"
-
-    for _ in range(20):
-        with pytest.raises(redis_server.Away):
-            server.call(command)
-    assert len(asked) == 1
-    assert server.is_away
-    answer[0] = None
-    later = time.monotonic() + 60
-    monkeypatch.setattr(time, "monotonic", lambda: later)
-    assert server.call(command) == "pong"
-    assert not server.is_away
-
-
-def test_a_refused_connection_is_an_absence_and_names_no_password(caplog: Any):
-    server = redis_server.Server("redis://:s3cret@127.0.0.1:1/0")
-    with pytest.raises(redis_server.Away):
-        server.call(server.client.ping)
-    assert "away" in caplog.text
-    assert "s3cret" not in caplog.text
 
 
 def test_the_scripts_are_known_again_after_the_server_forgot_them(

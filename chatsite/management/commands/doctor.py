@@ -19,6 +19,7 @@ from chatsite import health
 from chatsite.checks import exact_build
 from chatsite.finders import NpmFinder
 from chatsite.supervisor import CannotServe, address_to_show, check_port, is_listening
+from inference import redis_server
 from inference.catalogue import CATALOGUE
 from inference.engines.base import EngineError
 from inference.model_files import of_entry, of_release, verify
@@ -27,6 +28,7 @@ from inference.sources import ModelFileError
 
 OLDEST_PYTHON = (3, 11)
 ENOUGH_DISK_GB = 1.0
+KEPT_FOR_STAFF = 5  # connections: PostgreSQL keeps three, and people look around with others
 REPORTED_ABOVE = {"chatsite.E001", "chatsite.E020"}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -81,6 +83,39 @@ def database() -> Finding:
     except health.NotReady as error:
         return Finding(f"Database ({name})", str(error))
     return Finding(f"Database ({name}), migrated")
+
+
+def connections() -> Finding:
+    """How many processes of a cluster the database has room for."""
+    if connection.vendor != "postgresql":
+        return Finding("Connections to the database: any number of processes of this machine")
+    each = settings.DATABASES["default"]["OPTIONS"]["pool"]["max_size"]
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW max_connections")
+            allowed = int(cursor.fetchone()[0])
+    except DatabaseError:
+        return Finding("Connections to the database", "not known: it does not answer")
+    fit = (allowed - KEPT_FOR_STAFF) // each
+    what = f"Connections to the database: {allowed}, so {fit} processes of up to {each}"
+    problem = "raise max_connections of PostgreSQL or lower DATABASE_POOL" if fit < 2 else ""
+    return Finding(what, problem)
+
+
+def redis() -> Finding:
+    if not settings.REDIS_URL:
+        return Finding("Redis: none, and not needed on one machine")
+    server = redis_server.server()
+    try:
+        told: Any = server.call(server.client.info)
+    except redis_server.Away as error:
+        return Finding("Redis", f"does not answer ({error}); the database serves instead")
+    version = (
+        f"{told.get('server_name', 'redis')} {told.get('valkey_version', told['redis_version'])}"
+    )
+    policy = told.get("maxmemory_policy", "noeviction")
+    problem = "" if policy == "noeviction" else "set maxmemory-policy to noeviction"
+    return Finding(f"Redis ({version}, {policy})", problem)
 
 
 def model_file() -> Finding:
@@ -172,6 +207,8 @@ EXAMINATIONS: tuple[Callable[[], Finding], ...] = (
     disk,
     data_folder,
     database,
+    connections,
+    redis,
     model_file,
     llama_cpp,
     port,

@@ -1,0 +1,101 @@
+"""A real cluster for a test or a benchmark: deploy/cluster.py in a folder of its own."""
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+from bench.site import LOOSE_LIMITS, MODELS, ROOT, command_of, descendants
+
+MARKS = {
+    "pages": b"pages.conf.py",
+    "realtime": b"gunicorn.conf.py",
+    "worker": b"manage.py\0worker",
+    "beat": b"celery",
+    "valkey": b"valkey-server",
+    "nginx": b"nginx: master",
+}
+
+
+class Cluster:
+    """PostgreSQL, Valkey, nginx and two of each role; the data outlives a stop."""
+
+    def __init__(self, folder: Path, model: str = "simulated", **environment: str) -> None:
+        self.folder = folder
+        port = _five_free_ports()
+        self.url = f"http://127.0.0.1:{port}"
+        self.replicas = [f"http://127.0.0.1:{port + n}" for n in (3, 4)]  # realtime
+        self.environment = {
+            **os.environ, "CLUSTER_DIR": str(folder), "PORT": str(port), "MODEL": model,
+            "MODELS_DIR": str(MODELS), "STATIC_ROOT": str(folder / "static"),
+            "STATIC_HASHED": "0", "DRAIN_SECONDS": "3", **LOOSE_LIMITS, **environment,
+        }  # fmt: skip
+        for name in ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "HOST"):
+            self.environment.pop(name, None)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "cluster.log").read_text()
+
+    def start(self, seconds: float = 120) -> None:
+        self.folder.mkdir(exist_ok=True)
+        with (self.folder / "cluster.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "deploy" / "cluster.py")],
+                cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        before, deadline = self.log.count("Ready after"), time.monotonic() + seconds
+        while self.log.count("Ready after") == before:
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.1)
+
+    def stop(self) -> int:
+        assert self.process
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(60)
+
+    def pids_of(self, role: str) -> list[int]:
+        """Each replica's first process; `kill` ends what is below it too."""
+        assert self.process
+        below = descendants(self.process.pid)
+        found = [pid for pid in below if MARKS[role] in command_of(pid)]
+        return [pid for pid in found if os.getpgid(pid) == pid]
+
+    def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
+        """The whole group of a replica, as the end of its container would be."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, number) if number == signal.SIGKILL else os.kill(pid, number)
+
+    def wait_until_up(self, role: str, count: int, seconds: float = 60) -> None:
+        """So many replicas of it run, and those that serve HTTP answer."""
+        deadline = time.monotonic() + seconds
+        while len(self.pids_of(role)) < count or not all(map(_answers, self.replicas)):
+            assert time.monotonic() < deadline, self.log[-3000:]
+            time.sleep(0.1)
+
+
+def _answers(url: str) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(f"{url}/readyz").status_code == 200
+    return False
+
+
+def _five_free_ports() -> int:
+    for first in random.sample(range(20_000, 30_000, 10), 50):
+        if all(map(_is_free, range(first, first + 5))):
+            return first
+    raise AssertionError("no free ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0

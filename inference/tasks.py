@@ -1,0 +1,19 @@
+"""What Celery calls: each is one line that calls a method. All of it may be lost."""
+
+from celery import shared_task
+
+from inference import wakeups
+from inference.models import Generation
+
+
+@shared_task(name="inference.tasks.wake")  # type: ignore[untyped-decorator]
+def wake() -> None:
+    """A run waits for the release of the worker that takes this message."""
+    wakeups.wake_here()
+
+
+@shared_task(name="inference.tasks.look_after_runs")  # type: ignore[untyped-decorator]
+def look_after_runs() -> None:
+    """What each worker does too: this is for runs that no worker is there for."""
+    Generation.objects.fail_exhausted()
+    Generation.objects.expire_logs()

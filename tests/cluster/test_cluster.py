@@ -1,0 +1,197 @@
+"""`make cluster` as people and operators use it: kill what you like, and the answer goes on."""
+
+import asyncio
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bench.cluster import Cluster
+from bench.site import Person
+from tests.chatsite.test_serve import COUNT, COUNTED, Reader, finish
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(
+        not shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"),
+        reason="needs nginx (Debian, Ubuntu: apt-get install nginx-light)",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("c")
+    for above in (folder, *folder.parents[:2]):
+        above.chmod(0o755)  # run by root, PostgreSQL is another user
+    made = Cluster(folder, RATE_LIMIT_LOGIN="5/15m")
+    made.start()
+    yield made
+    if made.process and made.process.poll() is None:
+        assert made.stop() == 0
+
+
+@dataclass
+class Replica:
+    url: str
+
+
+async def begin(cluster: Cluster, text: str = COUNT, until: int = 60) -> Reader:
+    person = await Person(cluster).arrive()
+    reader = Reader(person, await person.ask(text))
+    await reader.read(until)
+    return reader
+
+
+async def test_a_question_is_answered_through_nginx_and_every_role(cluster: Cluster):
+    reader = await begin(cluster)
+    await finish(reader)
+    assert (reader.text, reader.status) == (COUNTED, "done")
+    assert {role: len(cluster.pids_of(role)) for role in ("pages", "realtime", "worker")} == {
+        "pages": 2, "realtime": 2, "worker": 2,
+    }  # fmt: skip
+
+
+async def test_row_1_a_killed_worker_loses_nothing_and_the_same_socket_goes_on(cluster: Cluster):
+    reader = await begin(cluster)
+    pause = 0.0
+    for pid in cluster.pids_of("worker"):  # whichever has it
+        cluster.kill(pid)
+    killed_at = time.monotonic()
+    await reader.read(len(reader.text) + 1)
+    pause = time.monotonic() - killed_at
+    assert pause < 15  # generous: both workers are started anew
+    await finish(reader)
+    assert (reader.text, reader.status) == (COUNTED, "done")
+
+
+async def test_row_10_a_killed_realtime_process_is_replaced_by_the_other(cluster: Cluster):
+    reader = await begin(cluster)
+    for pid in cluster.pids_of("realtime")[:1]:
+        cluster.kill(pid)
+    await finish(reader)
+    assert (reader.text, reader.status) == (COUNTED, "done")
+    cluster.wait_until_up("realtime", 2)
+
+
+async def test_sends_do_not_notice_a_killed_pages_process(cluster: Cluster):
+    person = await Person(cluster).arrive()
+    cluster.kill(cluster.pids_of("pages")[0])
+    for _ in range(6):
+        reader = Reader(person, await person.ask("count 3"))
+        await finish(reader)
+        assert reader.text == "1 2 3"
+
+
+async def test_row_14_a_killed_redis_is_done_without_until_it_is_back(cluster: Cluster):
+    reader = await begin(cluster)
+    cluster.kill(cluster.pids_of("valkey")[0])
+    await finish(reader)
+    assert (reader.text, reader.status) == (COUNTED, "done")
+    cluster.wait_until_up("valkey", 1)
+
+
+async def test_row_40_without_celery_a_run_starts_all_the_same(cluster: Cluster):
+    cluster.kill(cluster.pids_of("beat")[0])
+    person = await Person(cluster).arrive()
+    cluster.kill(cluster.pids_of("valkey")[0])  # and every message with it
+    started = time.monotonic()
+    reader = Reader(person, await person.ask("count 3"))
+    await finish(reader)
+    assert reader.text == "1 2 3"
+    assert time.monotonic() - started < 10
+    cluster.wait_until_up("valkey", 1)
+    cluster.wait_until_up("beat", 1)
+
+
+async def test_an_answer_is_read_and_stopped_on_another_replica(cluster: Cluster):
+    reader = await begin(cluster, "count 2000 pace=100")
+    for replica in cluster.replicas:
+        elsewhere = Reader(Person(cluster), reader.generation)
+        elsewhere.person.http = reader.person.http
+        elsewhere.person.site = Replica(replica)
+        await elsewhere.read(len(reader.text) + 100)
+        assert elsewhere.text.startswith(reader.text)
+    await reader.person.stop(reader.generation)
+    stopped_at = time.monotonic()
+    await finish(reader)
+    assert reader.status == "stopped"
+    assert time.monotonic() - stopped_at < 5  # generous
+
+
+async def test_a_log_out_closes_the_sockets_of_every_replica(cluster: Cluster):
+    reader = await begin(cluster, "count 3")
+    person = reader.person
+    async with person.socket() as socket:
+        await person.http.post(
+            "/accounts/logout/",
+            data={"csrfmiddlewaretoken": person.token},
+            headers={"Origin": cluster.url},
+        )
+        async with asyncio.timeout(10):
+            await socket.wait_closed()
+        assert socket.close_code == 4401
+
+
+async def test_row_11_a_rolling_restart_under_load_fails_nothing(cluster: Cluster):
+    people = [await Person(cluster).arrive() for _ in range(4)]
+    failed: list[str] = []
+    stopping = asyncio.Event()
+
+    async def keep_asking(person: Person) -> int:
+        count = 0
+        while not stopping.is_set():
+            try:
+                reader = Reader(person, await person.ask("count 40 pace=80"))
+            except AssertionError as error:
+                failed.append(str(error))
+                continue
+            await finish(reader)
+            if reader.text != " ".join(map(str, range(1, 41))):
+                failed.append(f"{reader.status}: {reader.text!r}")
+            count += 1
+        return count
+
+    asking = [asyncio.create_task(keep_asking(person)) for person in people]
+    for role in ("pages", "realtime", "worker"):
+        for pid in cluster.pids_of(role):
+            cluster.kill(pid, signal.SIGTERM)
+            await asyncio.sleep(4)
+            await asyncio.to_thread(cluster.wait_until_up, role, 2)
+    stopping.set()
+    assert sum(await asyncio.gather(*asking)) > 8
+    assert failed == []
+
+
+async def test_limits_are_counted_for_all_replicas_together(cluster: Cluster):
+    async with httpx.AsyncClient(base_url=cluster.url) as client:
+        page = (await client.get("/accounts/login/")).text
+        token = page.split('name="csrfmiddlewaretoken" value="')[1].split('"')[0]
+        guess = {"csrfmiddlewaretoken": token, "username": "nobody", "password": "guess"}
+        origin = {"Origin": cluster.url}
+        statuses = [
+            (await client.post("/accounts/login/", data=guess, headers=origin)).status_code
+            for _ in range(6)
+        ]
+    assert statuses == [200] * 5 + [429]
+
+
+def test_a_second_start_in_the_same_folder_is_refused(cluster: Cluster):
+    second = Cluster(cluster.folder)
+    with pytest.raises(AssertionError, match="running in"):
+        second.start(10)
+
+
+def test_ctrl_c_ends_everything(cluster: Cluster):
+    roles = ("pages", "realtime", "worker", "beat", "valkey", "nginx")
+    pids = [pid for role in roles for pid in cluster.pids_of(role)]
+    assert len(pids) == 9
+    assert cluster.stop() == 0
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert "Stopped." in cluster.log
