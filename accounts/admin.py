@@ -77,7 +77,7 @@ class PersonAdmin(UserAdmin):
 
 @admin.register(Tier)
 class TierAdmin(admin.ModelAdmin):
-    # The limits are kept for the fair queue, which does not enforce them yet.
-    list_display = fields = ("slug", "name", "priority")
+    # Its limits are not enforced yet.
+    list_display = fields = ("slug", "name", "priority", "weight")
     search_fields = ("slug", "name")
     prepopulated_fields: ClassVar = {"slug": ("name",)}

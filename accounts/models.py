@@ -4,6 +4,7 @@ import secrets
 from typing import ClassVar, Self
 
 from django.contrib.auth.models import AbstractUser, UserManager
+from django.core.validators import MinValueValidator
 from django.db import models
 
 
@@ -13,6 +14,11 @@ class Tier(models.Model):
     slug = models.SlugField(unique=True)
     name = models.CharField(max_length=60)
     priority = models.PositiveSmallIntegerField(default=10, help_text="Lower is served first.")
+    weight = models.PositiveSmallIntegerField(
+        default=1,
+        validators=[MinValueValidator(1)],
+        help_text="Its people's share of a busy model, beside others of the same priority.",
+    )
     requests_per_minute = models.PositiveIntegerField(default=0)
     tokens_per_minute = models.PositiveIntegerField(default=0)
     concurrent_runs = models.PositiveSmallIntegerField(default=0)
@@ -45,6 +51,11 @@ class User(AbstractUser):
         """The place of this person's runs in the queue; lower is served first."""
         return self.tier.priority if self.tier else 10
 
+    @property
+    def weight(self) -> int:
+        """How many turns of others one of this person's is worth."""
+        return max(1, self.tier.weight) if self.tier else 1
+
     def become_member(self, username: str, password: str) -> Self:
         """Turn this guest into an account in place, so that every chat stays theirs."""
         self.username = username
@@ -54,12 +65,12 @@ class User(AbstractUser):
         return self
 
 
-class CacheEntry(models.Model):
-    """What Django's DatabaseCache keeps: counts of limits, while Redis is away."""
+class Count(models.Model):
+    """What a limit has counted while Redis is away (accounts/counts.py)."""
 
-    cache_key = models.CharField(max_length=255, primary_key=True)
-    value = models.TextField()
-    expires = models.DateTimeField(db_index=True)
+    key = models.CharField(max_length=255, primary_key=True)
+    value = models.BigIntegerField()
+    expires_at = models.DateTimeField(db_index=True)
 
     def __str__(self) -> str:
-        return self.cache_key
+        return self.key

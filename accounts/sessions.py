@@ -4,8 +4,9 @@ from typing import Any
 
 from django.contrib.sessions.backends.cached_db import SessionStore as CachedStore
 
-# A log-out deletes the row and the copy. With Redis away the copy stays, so it is never old.
-COPY_SECONDS = 60
+# A log-out deletes the row and the copy; a copy that it missed, because Redis was away or somebody
+# read the row just before, must not let anybody in for longer than this.
+COPY_SECONDS = 5
 
 
 class SessionStore(CachedStore):

@@ -12,8 +12,10 @@ from django.views.decorators.http import require_http_methods
 
 from accounts.limits import limited, wait_in_words, wants_json
 from chats.models import Chat, Message, PendingMessage
-from chats.refusals import RateLimited, Refusal
+from chats.refusals import RateLimited, Refusal, TooBusy
 from chats.views import render_chat, render_home
+from inference import fairness
+from inference.models import Generation, Release
 
 View = Callable[..., HttpResponse]
 STATUS = {
@@ -21,6 +23,7 @@ STATUS = {
     "busy": HTTPStatus.CONFLICT,
     "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
     "no_model": HTTPStatus.SERVICE_UNAVAILABLE,
+    "too_busy": HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
 
@@ -50,9 +53,20 @@ def admit(request: HttpRequest, client_id: UUID) -> None:
     """Count a send against its limit; the repeat of one that was taken is never refused."""
     try:
         count(request)
-    except RateLimited:
+        require_room(request)
+    except (RateLimited, TooBusy):
         if not _is_known(request, client_id):
             raise
+
+
+def require_room(request: HttpRequest) -> None:
+    """Raises TooBusy when as many wait as may. (What a chat holds back was admitted before.)"""
+    release = Release.objects.serving(request.user if request.user.is_authenticated else None)
+    try:
+        if release is not None:
+            fairness.require_room(Generation.objects.all(), release)
+    except fairness.QueueFull as full:
+        raise TooBusy(full.retry_after, wait_in_words(full.retry_after)) from None
 
 
 def count(request: HttpRequest) -> None:

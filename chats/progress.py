@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import BooleanField, DurationField, ExpressionWrapper, F, Q
+from django.db.models import BooleanField, ExpressionWrapper, Q
 from django.db.models.functions import Now
 
+from inference.fairness import expected_wait
 from inference.models import Generation, Worker
-
-RECENT_RUNS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,8 @@ def progress(run: Generation) -> Progress:
     if not slots:
         return Progress("loading", percent=max((row[1] for row in workers), default=None))
     position = Generation.objects.position_of(run)
-    return Progress("queued", position=position, wait=_wait(run, position, slots))
+    wait = expected_wait(Generation.objects.all(), run.release, position)
+    return Progress("queued", position=position, wait=wait)
 
 
 def with_lapse() -> Any:
@@ -59,16 +59,3 @@ def with_lapse() -> Any:
     return Generation.objects.defer("text", "token_ids").annotate(
         has_lapsed=ExpressionWrapper(lapsed, output_field=BooleanField())
     )
-
-
-def _wait(run: Generation, position: int, slots: int) -> int | None:
-    ended = Generation.objects.filter(
-        release=run.release_id, started_at__isnull=False, finished_at__isnull=False
-    )
-    took = ExpressionWrapper(F("finished_at") - F("started_at"), output_field=DurationField())
-    spans = ended.order_by("-finished_at").annotate(took=took).values_list("took", flat=True)
-    seconds = [span.total_seconds() for span in spans[:RECENT_RUNS]]
-    if not seconds:
-        return None
-    mean: float = sum(seconds) / len(seconds)
-    return max(1, round(position * mean / slots))

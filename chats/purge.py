@@ -6,8 +6,10 @@ from django.conf import settings
 from django.contrib.sessions.backends.db import SessionStore
 from django.db import transaction
 from django.db.models import Q
+from django.db.models.functions import Now
 from django.utils import timezone
 
+from accounts.models import Count
 from chats.models import Chat
 from chats.titles import BRANCH
 from inference.models import Generation
@@ -16,9 +18,10 @@ AT_ONCE = 100
 
 
 def keep_house() -> None:
-    """Once an hour: what was deleted long ago, and sessions that have expired."""
+    """Once an hour: what was deleted long ago, and sessions and counts that have expired."""
     purge_deleted()
     SessionStore.clear_expired()
+    Count.objects.filter(expires_at__lt=Now()).delete()
 
 
 def purge_deleted() -> int:

@@ -36,6 +36,16 @@ class NoModel(Refusal):
     sentence = "There is no model to answer yet. The people who run this site have to set one up."
 
 
+class TooBusy(Refusal):
+    code = "too_busy"
+
+    def __init__(self, seconds: int, wait: str) -> None:
+        super().__init__(
+            f"Too many people are waiting for this model. Please try again in {wait}.",
+            retry_after=seconds,
+        )
+
+
 class RateLimited(Refusal):
     code = "rate_limited"
 

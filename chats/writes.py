@@ -16,7 +16,7 @@ from accounts.limits import wants_json
 from chats import transcript
 from chats.forms import ActionForm, BranchForm, MessageForm, TextForm, TitleForm, validated
 from chats.models import Chat, Message, PendingMessage
-from chats.policy import admit, count, write
+from chats.policy import admit, count, require_room, write
 from chats.refusals import NoModel
 from chats.views import find_answer, find_chat, list_chats
 from inference.models import Generation, Release
@@ -72,6 +72,7 @@ def continuation(request: HttpRequest, message_id: UUID) -> HttpResponse:
     client_id = validated(ActionForm, request)["client_id"]
     if message.continuation_id != client_id:
         count(request)
+        require_room(request)
     return _answered(request, message.lengthen(client_id))
 
 

@@ -1,18 +1,20 @@
 """The cache of a site with Redis: counts of limits and copies of sessions, for all replicas.
 
-When Redis is away, a table of the database counts instead: a limit is never open.
+When Redis is away, a table counts instead, so that a limit is never open; nothing else is kept
+there.
 """
 
 import json
 from typing import Any
 
-from django.core.cache.backends.db import DatabaseCache
+from django.core.cache.backends.base import DEFAULT_TIMEOUT
 from django.core.cache.backends.redis import RedisCache
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
+from accounts.counts import CountsInTable
 from inference import redis_server
 from inference.redis_server import Away
-
-TABLE = "accounts_cacheentry"  # CacheEntry
 
 
 class Json:
@@ -26,40 +28,67 @@ class Json:
 
 
 class SharedCache(RedisCache):
-    """Redis's, with a DatabaseCache behind it."""
-
     def __init__(self, server: str, params: dict[str, Any]) -> None:
-        super().__init__(server, {**params, "OPTIONS": {"serializer": Json()}})
-        self._table = DatabaseCache(TABLE, {**params, "OPTIONS": {"MAX_ENTRIES": 200_000}})
+        options = {
+            "serializer": Json(),
+            "socket_timeout": redis_server.ANSWER_SECONDS,
+            "socket_connect_timeout": redis_server.CONNECT_SECONDS,
+            "retry": Retry(NoBackoff(), 0),
+        }
+        super().__init__(server, {**params, "OPTIONS": options})
+        self._table = CountsInTable()
 
-    def _either(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        in_redis = getattr(super(), name)
+    def get(self, key: str, default: Any = None, version: int | None = None) -> Any:
         try:
-            return redis_server.server().call(lambda: in_redis(*args, **kwargs))
+            return self._ask("get", key, default, version)
         except Away:
-            return getattr(self._table, name)(*args, **kwargs)
+            return self._table.get(self._name(key, version), default)
 
-    def get(self, *args: Any, **kwargs: Any) -> Any:
-        return self._either("get", *args, **kwargs)
+    def add(
+        self, key: str, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
+    ) -> bool:
+        try:
+            return bool(self._ask("add", key, value, timeout, version))
+        except Away:
+            if type(value) is not int:
+                return False
+            seconds = self.get_backend_timeout(timeout) or 0
+            return self._table.add(self._name(key, version), value, seconds)
 
-    def set(self, *args: Any, **kwargs: Any) -> None:
-        self._either("set", *args, **kwargs)
+    def incr(self, key: str, delta: int = 1, version: int | None = None) -> int:
+        try:
+            return int(self._ask("incr", key, delta, version))
+        except Away:
+            return self._table.incr(self._name(key, version), delta)
 
-    def add(self, *args: Any, **kwargs: Any) -> bool:
-        return bool(self._either("add", *args, **kwargs))
+    def set(
+        self, key: str, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
+    ) -> None:
+        self._if_there("set", key, value, timeout, version)
 
-    def incr(self, *args: Any, **kwargs: Any) -> int:
-        return int(self._either("incr", *args, **kwargs))
+    def touch(self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
+        return bool(self._if_there("touch", key, timeout, version))
 
-    def touch(self, *args: Any, **kwargs: Any) -> bool:
-        return bool(self._either("touch", *args, **kwargs))
+    def delete(self, key: str, version: int | None = None) -> bool:
+        return bool(self._if_there("delete", key, version))
 
-    def delete(self, *args: Any, **kwargs: Any) -> bool:
-        return bool(self._either("delete", *args, **kwargs))
-
-    def has_key(self, *args: Any, **kwargs: Any) -> bool:
-        return bool(self._either("has_key", *args, **kwargs))
+    def has_key(self, key: str, version: int | None = None) -> bool:
+        return bool(self._if_there("has_key", key, version))
 
     def clear(self) -> None:
         """Django's would empty the whole Redis."""
         raise NotImplementedError("The Redis is shared with running answers.")
+
+    def _ask(self, name: str, *args: Any) -> Any:
+        """Raises Away."""
+        in_redis = getattr(super(), name)
+        return redis_server.server().call(lambda: in_redis(*args))
+
+    def _if_there(self, name: str, *args: Any) -> Any:
+        try:
+            return self._ask(name, *args)
+        except Away:
+            return None
+
+    def _name(self, key: str, version: int | None) -> str:
+        return str(self.make_and_validate_key(key, version=version))

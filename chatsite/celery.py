@@ -4,6 +4,7 @@ Losing every message costs two seconds (workers look at the table), not an answe
 """
 
 import os
+import ssl
 
 from celery import Celery
 from django.conf import settings
@@ -21,6 +22,9 @@ def broker() -> str:
 
 app = Celery("chatsite", broker=broker())
 app.set_default()  # in every thread
+if broker().startswith("rediss"):
+    # Celery's own default does not look at the certificate.
+    app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
 app.conf.update(
     include=["inference.tasks", "chats.tasks"],
     task_serializer="json",

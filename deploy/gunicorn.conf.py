@@ -3,7 +3,6 @@
 import gc
 import os
 import signal
-import threading
 from typing import Any
 
 wsgi_app = "chatsite.asgi:application"
@@ -23,14 +22,10 @@ control_socket_disable = True
 
 
 def when_ready(server: Any) -> None:
-    """End with the supervisor, also when it was killed: its lifeline pipe then ends."""
-    if lifeline := os.environ.get("CHATSITE_LIFELINE"):
-        threading.Thread(target=_follow, args=(int(lifeline),), daemon=True).start()
+    """End with the supervisor, also when it was killed."""
+    from deploy import lifeline
 
-
-def _follow(lifeline: int) -> None:
-    os.read(lifeline, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
+    lifeline.follow()
 
 
 def post_worker_init(worker: Any) -> None:

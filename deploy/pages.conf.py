@@ -20,6 +20,13 @@ control_socket_disable = True
 forwarded_allow_ips = ""
 
 
+def when_ready(server: Any) -> None:
+    """End with whoever started us, also when that one was killed."""
+    from deploy import lifeline
+
+    lifeline.follow()
+
+
 def post_worker_init(worker: Any) -> None:
     gc.collect()
     gc.freeze()  # what is loaded now stays; the collector need not look at it again

@@ -52,6 +52,11 @@ class WorkerQuerySet(models.QuerySet["Worker"]):
             seen_at__gt=Now() - timedelta(seconds=15)
         )
 
+    def slots_of(self, release_id: int) -> int:
+        """Runs that its living workers have room for, together."""
+        ready = self.living().filter(release=release_id, state=Worker.State.READY)
+        return int(ready.aggregate(slots=models.Sum("slots"))["slots"] or 0)
+
 
 class Worker(models.Model):
     """A process that runs generations; one row per start, known by its boot id."""
@@ -120,6 +125,7 @@ class Generation(models.Model):
     purpose = models.CharField(max_length=10, choices=Purpose, default=Purpose.CHAT)
     branch = models.CharField(max_length=64, blank=True, help_text="At most one active run each")
     priority = models.PositiveSmallIntegerField(default=10)
+    turn = models.FloatField(default=0.0, help_text="In the fair queue; lower is served first")
     status = models.CharField(max_length=12, choices=Status, default=Status.QUEUED)
     cancelled_at = models.DateTimeField(null=True, blank=True)
 
@@ -181,8 +187,10 @@ class Generation(models.Model):
         indexes: ClassVar = [
             # Not partial ones: SQLite cannot use those for a status that is a parameter.
             models.Index(
-                fields=["release", "status", "priority", "queued_at"], name="generation_queue"
+                fields=["release", "status", "priority", "turn", "queued_at", "id"],
+                name="generation_turns",
             ),
+            models.Index(fields=["user", "status"], name="generation_active_of_user"),
             models.Index(fields=["status", "lease_until"], name="generation_leases"),
             models.Index(fields=["user", "-queued_at"], name="generation_of_user"),
             models.Index(fields=["finished_at"], name="generation_finished"),

@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet, Value
 from django.db.models.functions import Greatest, Now, Replace
 
-from inference import doorbell, wakeups
+from inference import doorbell, fairness, wakeups
 from inference.database import now_sql
 
 if TYPE_CHECKING:
@@ -82,9 +82,10 @@ class GenerationQuerySet(QuerySet["Generation"]):
         """
         from inference.models import Prompt
 
-        chosen = {"priority": user.priority, "arm": release.arm or str(release)}
+        chosen = {"priority": user.priority, "arm": release.arm or str(release), **fields}
         with transaction.atomic(savepoint=False):
-            generation = self.create(user=user, release=release, **{**chosen, **fields})
+            turn = fairness.turn_of(self, user, release, chosen["priority"])
+            generation = self.create(user=user, release=release, turn=turn, **chosen)
             Prompt.objects.create(
                 generation=generation,
                 messages=messages,
@@ -114,15 +115,21 @@ class GenerationQuerySet(QuerySet["Generation"]):
     def _lock_candidates(self, release: "Release", limit: int) -> list[tuple[Any, bool]]:
         """Keys of runs that are nobody's, first come first, and whether each is suspected."""
         # Raw SQL, here and below: every first token waits for it, and building the same
-        # queries through the ORM took three times as long as running them.
+        # queries through the ORM took three times as long as running them. Two statements, each
+        # in the order of an index: the queue may have a million rows.
+        left_behind = f"status = 'running' AND lease_until < {now_sql()}"
+        found = self._lock(release, left_behind, limit)
+        if len(found) < limit:
+            found += self._lock(release, "status = 'queued'", limit - len(found))
+        return found
+
+    def _lock(self, release: "Release", condition: str, limit: int) -> list[tuple[Any, bool]]:
         most, unsuspected = self.model.MAX_FRUITLESS_ATTEMPTS, self.model.UNSUSPECTED_ATTEMPTS
         sql = f"""
             SELECT id, fruitless_attempts + shared_attempts >= {unsuspected}
             FROM inference_generation
-            WHERE release_id = %s AND fruitless_attempts < {most}
-                AND status IN ('queued', 'running')
-                AND (status = 'queued' OR lease_until < {now_sql()})
-            ORDER BY priority, queued_at, id LIMIT %s {SKIP_LOCKED[connection.vendor]}
+            WHERE release_id = %s AND {condition} AND fruitless_attempts < {most}
+            ORDER BY priority, turn, queued_at, id LIMIT %s {SKIP_LOCKED[connection.vendor]}
         """
         with connection.cursor() as cursor:
             cursor.execute(sql, [release.pk, limit])
@@ -143,7 +150,7 @@ class GenerationQuerySet(QuerySet["Generation"]):
         """
         boot_key = self.model._meta.pk.get_db_prep_value(boot_id, connection)
         runs = sorted(
-            self.raw(sql, [boot_key, *keys]), key=lambda r: (r.priority, r.queued_at, r.pk)
+            self.raw(sql, [boot_key, *keys]), key=lambda r: (r.priority, r.turn, r.queued_at, r.pk)
         )
         sql = f"SELECT * FROM inference_prompt WHERE generation_id IN ({marks})"
         prompts = {prompt.pk: prompt for prompt in Prompt.objects.raw(sql, keys)}
@@ -193,7 +200,9 @@ class GenerationQuerySet(QuerySet["Generation"]):
         # Compared inside the database: SQLite keeps times as text, to the millisecond, and a
         # time that has been through Python has more digits.
         queued_at = self.filter(pk=run.pk).values("queued_at")[:1]
-        ahead = Q(priority__lt=run.priority) | Q(priority=run.priority, queued_at__lt=queued_at)
+        same = Q(priority=run.priority, turn=run.turn, queued_at__lt=queued_at)
+        sooner = Q(priority__lt=run.priority) | Q(priority=run.priority, turn__lt=run.turn)
+        ahead = sooner | same
         return self.filter(ahead, release_id=run.release_id, status="queued").count() + 1
 
     def forget(self) -> None:

@@ -9,12 +9,12 @@ export class Refusal extends Error {
   // Whether the same request may succeed later by itself.
   get isPassing() {
     return this.status === 0 || this.status === 502 || this.status === 504 ||
-      (this.status === 503 && this.code !== "no_model");
+      (this.status === 503 && !["no_model", "too_busy"].includes(this.code));
   }
 
   // Whether the server may have done it all the same: only its answer is missing.
   get isUnclear() {
-    return this.status === 0 || this.status >= 500;
+    return this.status === 0 || (this.status >= 500 && this.code !== "too_busy");
   }
 }
 

@@ -275,10 +275,9 @@ BAD_FRAMES = [
 async def test_a_malformed_frame_is_told_and_the_socket_goes_on(alice, text):
     async with page(alice) as socket:
         await socket.send_to(text_data=text)
-        frame = await next_frame(socket)
-        assert (frame["type"], frame["code"]) == ("error", "malformed")
+        assert (await next_of(socket, "error"))["code"] == "malformed"
         await send(socket, type="ping")
-        assert await next_frame(socket) == {"type": "pong"}
+        assert await next_of(socket, "pong", "error") == {"type": "pong"}
 
 
 async def test_the_fifth_malformed_frame_closes(alice):
@@ -287,8 +286,8 @@ async def test_the_fifth_malformed_frame_closes(alice):
             await socket.send_to(text_data="{")
         await socket.send_to(bytes_data=b"\x00\xff")
         for _ in range(5):
-            assert (await next_frame(socket))["code"] == "malformed"
-        assert await next_frame(socket) == 1003
+            assert (await next_of(socket, "error"))["code"] == "malformed"
+        assert await next_of(socket) == 1003
 
 
 async def test_a_frame_too_large_closes(alice):
@@ -296,8 +295,8 @@ async def test_a_frame_too_large_closes(alice):
         await socket.send_to(
             text_data=json.dumps({"type": "ping", "x": "é" * 9000}, ensure_ascii=False)
         )
-        assert (await next_frame(socket))["code"] == "too_large"
-        assert await next_frame(socket) == 1009
+        assert (await next_of(socket, "error"))["code"] == "too_large"
+        assert await next_of(socket) == 1009
 
 
 async def test_a_page_may_watch_only_so_many_things(alice, release):
@@ -316,8 +315,8 @@ async def test_a_page_may_watch_only_so_many_things(alice, release):
 async def test_heartbeats_come_unasked(alice, monkeypatch):
     monkeypatch.setattr(consumers, "HEARTBEAT_SECONDS", 0.05)
     async with page(alice) as socket:
-        assert await next_frame(socket) == {"type": "pong"}
-        assert await next_frame(socket) == {"type": "pong"}
+        assert await next_of(socket, "pong") == {"type": "pong"}
+        assert await next_of(socket, "pong") == {"type": "pong"}
 
 
 async def test_a_reader_that_takes_nothing_is_closed(alice, release, pen, monkeypatch):

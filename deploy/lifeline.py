@@ -1,0 +1,19 @@
+"""A process of ours ends with whoever started it, even if that one was killed.
+
+CHATSITE_LIFELINE is the reading end of a pipe; it ends when its writer does.
+"""
+
+import os
+import signal
+import threading
+
+
+def follow() -> None:
+    """SIGTERM to this process then. Nothing without a lifeline."""
+    if lifeline := os.environ.get("CHATSITE_LIFELINE"):
+        threading.Thread(target=_wait, args=(int(lifeline),), daemon=True).start()
+
+
+def _wait(lifeline: int) -> None:
+    os.read(lifeline, 1)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,119 @@
+"""Who is served next when many wait, and when there is no room for more."""
+
+from uuid import uuid4
+
+import pytest
+from django.db import connection
+from django.db.models import F
+from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
+
+from accounts.models import Tier, User
+from inference import fairness
+from inference.models import Generation, Release, Worker
+from inference.queue import LEASE
+
+pytestmark = pytest.mark.django_db
+
+
+def ask(user: User, release: Release, times: int = 1) -> list[Generation]:
+    enqueue = Generation.objects.enqueue
+    return [enqueue(user=user, release=release, messages=[]) for _ in range(times)]
+
+
+def served(release: Release, times: int) -> str:
+    """The initials of those who are served next, one at a time."""
+    order = ""
+    for _ in range(times):
+        [run] = Generation.objects.claim(release, uuid4(), 1)
+        order += run.user.username[0]
+        run.log.finish(run.fence, 1, "done", text="", token_ids=b"", finish_reason="end")
+    return order
+
+
+def test_one_person_who_asks_much_does_not_keep_another_waiting(
+    alice: User, bob: User, release: Release
+):
+    ask(alice, release, 20)
+    assert served(release, 3) == "aaa"
+    ask(bob, release)
+    assert "b" in served(release, 2)
+
+
+def test_two_who_both_ask_much_take_turns(alice: User, bob: User, release: Release):
+    ask(alice, release, 5)
+    ask(bob, release, 5)
+    assert served(release, 10) == "ab" * 5
+
+
+def test_a_tier_of_weight_three_is_served_three_times_as_often(
+    alice: User, bob: User, release: Release
+):
+    alice.tier = Tier.objects.create(slug="gold", name="Gold", weight=3)
+    alice.save()
+    ask(bob, release, 12)
+    ask(alice, release, 12)
+    assert served(release, 8).count("a") in (5, 6)
+
+
+def test_who_comes_back_later_is_not_made_to_pay_for_what_they_had(
+    alice: User, bob: User, release: Release
+):
+    ask(alice, release, 10)
+    served(release, 10)
+    ask(bob, release)
+    ask(alice, release)
+    assert sorted(served(release, 2)) == ["a", "b"]
+    [mine] = ask(alice, release)
+    assert mine.turn == 0
+
+
+def test_the_position_is_the_place_in_the_fair_order(alice: User, bob: User, release: Release):
+    ask(alice, release, 9)
+    [waiting] = ask(bob, release)
+    assert Generation.objects.position_of(waiting) == 2
+
+
+def test_a_run_left_behind_goes_on_before_anybody_new(alice: User, bob: User, release: Release):
+    [mine] = ask(alice, release)
+    Generation.objects.claim(release, uuid4(), 1)
+    ask(bob, release, 3)
+    Generation.objects.filter(pk=mine.pk).update(lease_until=Now() - LEASE)
+    [next_one] = Generation.objects.claim(release, uuid4(), 1)
+    assert next_one.pk == mine.pk
+
+
+def test_the_queue_is_read_in_the_order_of_an_index(alice: User, release: Release):
+    """So that a claim costs the same with a hundred and with a million waiting."""
+    ask(alice, release, 3)
+    with CaptureQueriesContext(
+        connection,
+    ) as queries:
+        Generation.objects.claim(release, uuid4(), 2)
+    [sql] = [q["sql"] for q in queries if "'queued'" in q["sql"] and "LIMIT" in q["sql"]]
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SET LOCAL enable_seqscan = off")
+            cursor.execute(f"EXPLAIN {sql}")
+        else:
+            cursor.execute(f"EXPLAIN QUERY PLAN {sql}")
+        plan = "\n".join(" ".join(map(str, row)) for row in cursor.fetchall())
+    assert "generation_turns" in plan
+    assert "Sort" not in plan
+    assert "TEMP B-TREE" not in plan
+
+
+def test_a_full_queue_says_when_there_will_be_room(alice: User, release: Release, settings: object):
+    settings.MAX_QUEUED = 3  # type: ignore[attr-defined]
+    Worker.objects.create(
+        boot_id=uuid4(), node="here", pid=1, release=release, state="ready", slots=2
+    )
+    [done] = ask(alice, release)
+    served(release, 1)
+    Generation.objects.filter(pk=done.pk).update(finished_at=F("started_at"))
+    ask(alice, release, 2)
+    fairness.require_room(Generation.objects.all(), release)
+    ask(alice, release)
+    with pytest.raises(fairness.QueueFull) as full:
+        fairness.require_room(Generation.objects.all(), release)
+    assert full.value.retry_after == 1
