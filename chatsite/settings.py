@@ -158,8 +158,12 @@ def database() -> dict[str, Any]:
         config["TEST"] = {"NAME": DATA_DIR / "test.sqlite3"}  # a file: tests use threads
     else:
         options = config.get("OPTIONS", {})  # of the URL: host=/a/socket, sslmode=…
-        pool = {"min_size": 1, "max_size": env_int("DATABASE_POOL", 8, 2, 100), "timeout": 10}
-        config["OPTIONS"] = {**options, "pool": pool}
+        # A server that is away is noticed soon, and again when it is back.
+        pool = {"min_size": 1, "max_size": env_int("DATABASE_POOL", 12, 11, 100)}
+        pool |= {"timeout": 3, "reconnect_timeout": 5}
+        alive = {"connect_timeout": 3, "tcp_user_timeout": 10_000, "keepalives_idle": 10}
+        config["OPTIONS"] = {**alive, **options, "pool": pool}
+        config["CONN_HEALTH_CHECKS"] = True
     return config
 
 

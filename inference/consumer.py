@@ -8,7 +8,7 @@ from celery import current_app
 from celery.worker import WorkController
 
 log = logging.getLogger(__name__)
-STOP_SECONDS = 5.0
+AGAIN_SECONDS = 1.0
 
 
 class Consumer:
@@ -20,17 +20,23 @@ class Consumer:
     def __init__(self, queues: Sequence[str]) -> None:
         self._queues = list(queues)
         self._worker: WorkController | None = None
+        self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="celery", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
+        self._is_over.set()
         if self._worker is not None:
             self._worker.stop()
-        self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
+        """Again and again: Celery's worker ends when something goes wrong in it."""
+        while not self._is_over.wait(AGAIN_SECONDS if self._worker else 0):
+            self._take()
+
+    def _take(self) -> None:
         try:
             # Made here too: it closes this thread's connection to the database.
             self._worker = WorkController(
@@ -46,4 +52,4 @@ class Consumer:
             self._worker.start()
         except Exception:
             # The worker goes on: it also looks at the table by itself.
-            log.exception("Messages from Celery are not taken any more.")
+            log.exception("Messages from Celery could not be taken; trying again.")

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from threading import Barrier
 from typing import ParamSpec, TypeVar
 
@@ -22,19 +23,28 @@ THREADS = 4
 CLOSE_SECONDS = 30.0
 
 _threads = ThreadPoolExecutor(THREADS, thread_name_prefix="database")
+_live_threads = ThreadPoolExecutor(THREADS, thread_name_prefix="live")
 
 
 async def in_database(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a synchronous function that uses the ORM; its exceptions are raised here."""
+    return await _run(_threads, partial(function, *args, **kwargs))
 
+
+async def in_live_log(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The same for what asks Redis first: a database that is away must not hold it up."""
+    return await _run(_live_threads, partial(function, *args, **kwargs))
+
+
+async def _run(threads: ThreadPoolExecutor, function: Callable[[], T]) -> T:
     def call() -> T:
         mine = connections["default"]
         try:
-            return function(*args, **kwargs)
+            return function()
         finally:
             _close_if_broken(mine)
 
-    return await asyncio.get_running_loop().run_in_executor(_threads, call)
+    return await asyncio.get_running_loop().run_in_executor(threads, call)
 
 
 def _close_if_broken(used: BaseDatabaseWrapper) -> None:
@@ -52,13 +62,14 @@ def close_connections() -> None:
 
     Each thread closes its own, after the work it is at: SQLite does not survive otherwise.
     """
-    together = Barrier(THREADS)  # so that every thread takes one of the calls
+    together = Barrier(2 * THREADS)  # so that every thread takes one of the calls
 
     def close() -> None:
         connections["default"].close()
         together.wait(CLOSE_SECONDS)
 
-    for call in [_threads.submit(close) for _ in range(THREADS)]:
+    pools = (_threads, _live_threads)
+    for call in [pool.submit(close) for pool in pools for _ in range(THREADS)]:
         call.result()
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from django.conf import settings
 from django.db import Error as DatabaseError
+from django.db import InterfaceError, OperationalError
 from django.db.models import QuerySet
 
 from inference import doorbell, failpoints
 from inference.context import Fitted, fit
-from inference.database import in_database
+from inference.database import in_database, in_live_log
 from inference.engines.base import (
     Delta,
     Engine,
@@ -259,7 +260,8 @@ class Drive:
         await self._be_sure_of_the_lease()
         tail, ids = self._tail, tuple(buffer.token_ids)
         read, self._read = self._read, None
-        asked_to_stop = await in_database(
+        run_in = in_live_log if self.log.is_live else in_database
+        asked_to_stop = await run_in(
             self.log.append, self.fence, tail.seq + 1, buffer.text, ids, read
         )
         self._tail = Tail(tail.epoch, tail.seq + 1, tail.text + buffer.text, tail.token_ids + ids)
@@ -313,7 +315,7 @@ class Drive:
             try:
                 end = self.log.finish
                 return await in_database(end, self.fence, self._tail.seq + 1, kind, **result)
-            except DatabaseError:
+            except (OperationalError, InterfaceError):
                 if not self.log.is_live or time.monotonic() - self._leased_at > SURE_SECONDS:
                     raise
             await asyncio.sleep(END_RETRY_SECONDS)

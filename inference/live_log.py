@@ -13,6 +13,7 @@ long as it lives, else out of the database, in another epoch, because readers ma
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -109,7 +110,7 @@ class LiveLog(DatabaseLog):
 
     def adopt(self, fence: int) -> Tail:
         tail = super().adopt(fence)
-        answer = self._ask_for_the_rest(fence, tail)
+        answer = self._ask_twice_for_the_rest(fence, tail)
         if answer is None:
             return self._begin_where_saved(fence, tail)
         writer = Writer(fence, tail.epoch, tail.seq, tail.seq, len(tail.text), entries=answer)
@@ -121,13 +122,22 @@ class LiveLog(DatabaseLog):
         ids = unpack(b"".join(entry.token_ids for entry in answer))
         return Tail(tail.epoch, writer.seq, tail.text + text, tail.token_ids + ids)
 
+    def _ask_twice_for_the_rest(self, fence: int, tail: Tail) -> list[Entry] | None:
+        """One slow answer to somebody else must not take back what readers have seen."""
+        for pause in (redis_server.TRY_AGAIN_SECONDS, 0):
+            try:
+                return self._ask_for_the_rest(fence, tail)
+            except Away:
+                time.sleep(pause * 1.1)
+        return None
+
     def _ask_for_the_rest(self, fence: int, tail: Tail) -> list[Entry] | None:
-        """Events after the saved ones; None when it cannot be known. Shuts out earlier writers."""
+        """Events after the saved ones; None when it cannot be known. Shuts out earlier writers.
+
+        Raises Away, Fenced.
+        """
         args = (fence, tail.epoch, tail.seq)
-        try:
-            answer = redis_server.server().run(ADOPT, self._head, *args)
-        except Away:
-            return None
+        answer = redis_server.server().run(ADOPT, self._head, *args)
         if answer[0] == b"fenced":
             raise Fenced
         return list(_entries(answer[1])) if answer[0] == b"ok" else None
@@ -199,11 +209,16 @@ class LiveLog(DatabaseLog):
 
     def _take_over(self, writer: Writer) -> None:
         """An earlier writer made the log anew, after ours was gone: what it showed is void."""
+        held = {"pk": self.id, "fence": writer.fence, "status": "running"}
         try:
-            self.save(writer.fence)
-            epoch = self._raise_epoch(writer.fence)
+            epoch = self._generations().filter(**held).values_list("epoch", flat=True).first()
+            if epoch == writer.epoch:  # else it was raised, and only the answer got lost
+                self.save(writer.fence)
+                epoch = self._raise_epoch(writer.fence)
         except DatabaseError:
             return  # the next event meets it again
+        if epoch is None:
+            raise Fenced
         with writer.lock:
             writer.epoch = epoch
         self._try_to_seed(writer)
@@ -301,8 +316,10 @@ class LiveLog(DatabaseLog):
             entries = self._ask_for_the_rest(run.fence + 1, super()._tail(run))
         except Fenced:
             return None
-        if entries is None and not self._may_end_where_saved(run):
-            return None
+        except Away:
+            if not self._has_waited_long(run):
+                return None  # it may come back with the rest
+            entries = None
         if entries is None:
             self._raise_epoch(run.fence)
         elif entries:
@@ -310,10 +327,7 @@ class LiveLog(DatabaseLog):
         found: Generation = self._generations().get(pk=self.id)
         return found
 
-    def _may_end_where_saved(self, run: "Generation") -> bool:
-        """Not while Redis may come back with the rest of it."""
-        if not redis_server.server().is_away:
-            return True
+    def _has_waited_long(self, run: "Generation") -> bool:
         lapsed = Now() - PATIENCE
         return bool(self._generations().filter(pk=run.pk, lease_until__lt=lapsed).exists())
 

@@ -45,12 +45,12 @@ return now[4] and 'stop' or 'ok'
 
 # fence, epoch, saved, expiry in ms → [ok, events after saved], or [why it cannot be known]
 ADOPT = f"""{_EVENTS}{_RUN}
-local now = redis.call('HMGET', head, 'fence', 'epoch', 'seq', 'run')
+local now = redis.call('HMGET', head, 'fence', 'epoch', 'seq', 'run', 'base')
 if not now[1] then return {{'missing'}} end
 if tonumber(now[1]) > tonumber(ARGV[1]) then return {{'fenced'}} end
 redis.call('HSET', head, 'fence', ARGV[1])
 if now[4] ~= run or tonumber(now[2]) ~= tonumber(ARGV[2])
-    or tonumber(now[3]) < tonumber(ARGV[3]) then
+    or tonumber(now[3]) < tonumber(ARGV[3]) or tonumber(now[5]) > tonumber(ARGV[3]) then
   return {{'stale'}}
 end
 return {{'ok', redis.call('XRANGE', events, '(' .. ARGV[3] .. '-1', '+')}}

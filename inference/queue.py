@@ -161,7 +161,7 @@ class GenerationQuerySet(QuerySet["Generation"]):
     def renew(self, fences: dict[UUID, int]) -> set[UUID]:
         """Extend the leases of these runs; returns those still held under the fence given."""
         with transaction.atomic():
-            return {pk for pk, fence in fences.items() if self._extend_lease(pk, fence)}
+            return {pk for pk, fence in sorted(fences.items()) if self._extend_lease(pk, fence)}
 
     def _held(self, pk: UUID, fence: int) -> "GenerationQuerySet":
         return self.filter(pk=pk, fence=fence, status="running")
@@ -178,6 +178,7 @@ class GenerationQuerySet(QuerySet["Generation"]):
             fruitless_attempts=Greatest(F("fruitless_attempts"), 1) - 1,  # 0 after any token
             shared_attempts=Greatest(F("shared_attempts"), 1) - 1,  # which it was is not known
         )
+        doorbell.ring("work")
         return bool(released)
 
     def void_leases(self, boot_id: UUID) -> int:

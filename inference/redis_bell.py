@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 PING_SECONDS = 10.0
 SILENT_SECONDS = 25.0  # two pings unanswered: the other end is gone without a word
 RETRY_SECONDS = (0.1, 2.0)
+CONNECT_SECONDS = 5.0  # with everything that comes before the first message
 
 
 def channel(topic: str) -> str:
@@ -82,7 +83,7 @@ class Line:
             try:
                 async with _connected() as line:
                     await self._hear(line)
-            except (RedisError, OSError) as error:
+            except Exception as error:
                 log.info("The line for wake-ups broke (%s).", type(error).__name__)
             # Heard something: it was up. All processes lose it together, and come back apart.
             wait = RETRY_SECONDS[0] if self._heard_at else min(wait * 2, longest)
@@ -91,8 +92,11 @@ class Line:
     async def _hear(self, line: PubSub) -> None:
         self._heard_at = 0.0
         topics = [channel(topic) for topic in self._bells.topics] or [channel("nothing")]
-        await line.subscribe(*topics)
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await line.subscribe(*topics)
         self._line, started = line, time.monotonic()
+        if late := {channel(topic) for topic in self._bells.topics} - set(topics):
+            await line.subscribe(*late)  # asked for while this line was not there yet
         pinged = started
         try:
             while True:

@@ -22,7 +22,7 @@ _here: list[Callable[[], object]] = []
 
 
 def queue_of(release: "Release") -> str:
-    return f"{settings.REDIS_PREFIX}.model.{release.model.slug}"
+    return f"{settings.REDIS_PREFIX}.model.{release.model.slug}.{release.version}"
 
 
 def queues_of(release: "Release") -> list[str]:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -140,7 +141,9 @@ class WorkerProcess:
             try:
                 yield
             finally:
-                await asyncio.to_thread(consumer.stop)
+                # Not waited for: it may be in the middle of something, and answers are to be
+                # handed over.
+                threading.Thread(target=consumer.stop, daemon=True).start()
 
     def _register(self) -> None:
         Worker.objects.forget_old()
@@ -206,7 +209,7 @@ class WorkerProcess:
     async def _set(self, **values: object) -> None:
         mine = Worker.objects.filter(pk=self._boot_id)
         await in_database(mine.update, seen_at=Now(), **values)
-        doorbell.ring("worker")
+        await in_database(doorbell.ring, "worker")
 
     def _listen_for_the_end(self) -> None:
         loop = asyncio.get_running_loop()

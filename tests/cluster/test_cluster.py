@@ -14,7 +14,7 @@ import pytest
 
 from bench.cluster import Cluster
 from bench.site import Person
-from tests.chatsite.test_serve import COUNT, COUNTED, Reader, finish
+from tests.chatsite.test_serve import COUNT, COUNTED, Reader, finish, is_running
 
 pytestmark = [
     pytest.mark.cluster,
@@ -169,6 +169,17 @@ async def test_row_11_a_rolling_restart_under_load_fails_nothing(cluster: Cluste
     assert failed == []
 
 
+async def test_row_23_an_open_answer_outlives_a_restart_of_postgresql(cluster: Cluster):
+    reader = await begin(cluster, "count 200 pace=100")
+    cluster.restart_postgres()
+    await finish(reader)
+    assert reader.status == "done"
+    assert reader.text == " ".join(map(str, range(1, 201)))
+    again = Reader(reader.person, await reader.person.ask("count 3"))
+    await finish(again)
+    assert again.text == "1 2 3"
+
+
 async def test_limits_are_counted_for_all_replicas_together(cluster: Cluster):
     async with httpx.AsyncClient(base_url=cluster.url) as client:
         page = (await client.get("/accounts/login/")).text
@@ -188,9 +199,23 @@ def test_a_second_start_in_the_same_folder_is_refused(cluster: Cluster):
         second.start(10)
 
 
+ROLES = ("pages", "realtime", "worker", "beat", "valkey", "nginx")
+
+
+def test_a_killed_supervisor_takes_everything_with_it_and_a_new_start_goes_on(cluster: Cluster):
+    pids = [pid for role in ROLES for pid in cluster.pids_of(role)]
+    assert cluster.process
+    cluster.process.kill()
+    cluster.process.wait(10)
+    deadline = time.monotonic() + 30
+    while any(map(is_running, pids)):
+        assert time.monotonic() < deadline, "something was left running"
+        time.sleep(0.1)
+    cluster.start()
+
+
 def test_ctrl_c_ends_everything(cluster: Cluster):
-    roles = ("pages", "realtime", "worker", "beat", "valkey", "nginx")
-    pids = [pid for role in roles for pid in cluster.pids_of(role)]
+    pids = [pid for role in ROLES for pid in cluster.pids_of(role)]
     assert len(pids) == 9
     assert cluster.stop() == 0
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]

@@ -148,6 +148,7 @@ def test_a_live_log_keeps_them_too_whatever_becomes_of_redis(
 ):
     server = FlakyServer(valkey.url)
     monkeypatch.setattr(redis_server, "server", lambda: server)
+    monkeypatch.setattr(redis_server, "TRY_AGAIN_SECONDS", 0)
     monkeypatch.setattr(LiveMachine, "valkey", valkey, raising=False)
     monkeypatch.setattr(LiveMachine, "redis", server, raising=False)
     run_state_machine_as_test(LiveMachine, settings=MOST)
@@ -161,6 +162,7 @@ def test_a_live_log_keeps_them_on_many_bad_days(
     """`make faults`: 2,000 days. A failure tells its seed."""
     server = FlakyServer(valkey.url)
     monkeypatch.setattr(redis_server, "server", lambda: server)
+    monkeypatch.setattr(redis_server, "TRY_AGAIN_SECONDS", 0)
     monkeypatch.setattr(LiveMachine, "valkey", valkey, raising=False)
     monkeypatch.setattr(LiveMachine, "redis", server, raising=False)
     days = 500 if ALL else 25
