@@ -13,7 +13,9 @@ def main() -> None:
         _go_to_the_environment()
     from django.core.management import execute_from_command_line
 
-    execute_from_command_line(sys.argv)
+    # `migrate-store` is in migrate_store.py: Python's modules have no hyphens.
+    words = [word.replace("-", "_") if place == 1 else word for place, word in enumerate(sys.argv)]
+    execute_from_command_line(words if not sys.argv[1:2] or sys.argv[1][0] != "-" else sys.argv)
 
 
 def _go_to_the_environment() -> None:
