@@ -1,21 +1,26 @@
 """What the site adds to the first token, against calling the engine directly.
 
-python -m bench.first_token [runs]: pairs of the two, in turn, same prompt and model. The
-path measured is the whole one: form post, database, doorbell, worker, log, socket.
+python -m bench.first_token [runs] [cluster]: pairs of the two, in turn, same prompt and model.
+The path measured is the whole one: form post, database, doorbell, worker, log, socket; of a
+cluster nginx, PostgreSQL, Redis and Celery too.
 """
 
 import asyncio
 import contextlib
 import re
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from bench.cluster import Cluster
 from bench.record import record
-from bench.site import MODELS, Person, Site, site, watch
+from bench.site import MODELS, Address, Person, site, watch
 from inference.catalogue import CATALOGUE
 from inference.engines.base import Engine, Request, Sampling, Turn
 from inference.engines.llama_cpp import LlamaCppEngine
@@ -78,7 +83,12 @@ async def wire(person: Person) -> AsyncIterator[Callable[[str], Awaitable[str]]]
     writer.close()
 
 
-async def measure(running: Site, engine: Engine, prompt: str, runs: int) -> dict[str, float]:
+LIMITS = {"site": 15.0, "cluster": 30.0}  # milliseconds
+
+
+async def measure(
+    running: Address, engine: Engine, prompt: str, runs: int, limit: float
+) -> dict[str, float]:
     await engine.start(lambda percent: None)
     person = await Person(running).arrive()
     pairs = []
@@ -92,23 +102,40 @@ async def measure(running: Site, engine: Engine, prompt: str, runs: int) -> dict
         "direct, median ms": round(median(a for a, _ in pairs) * 1000, 1),
         "through the site, median ms": round(median(b for _, b in pairs) * 1000, 1),
         "added, median of pairs, ms": round(median(b - a for a, b in pairs) * 1000, 1),
-        "limit, ms": 15.0,
+        "limit, ms": limit,
     }
 
 
+@contextlib.contextmanager
+def cluster(model: str, **environment: str) -> Iterator[Cluster]:
+    folder = Path(tempfile.mkdtemp(prefix="chatsite-cluster-"))
+    folder.chmod(0o755)
+    running = Cluster(folder / "c", model, **environment)
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def main() -> None:
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 30
+    kind = "cluster" if "cluster" in sys.argv else "site"
+    runs = next((int(word) for word in sys.argv[1:] if word.isdigit()), 30)
     figures: dict[str, float] = {}
     entry = CATALOGUE["smollm2-135m-instruct"]
     engines: dict[str, Engine] = {
         "simulated": SimulatedEngine(),
         entry.slug: LlamaCppEngine(MODELS / entry.file_name, threads=1),
     }
+    start = cluster if kind == "cluster" else site
     for model, engine in engines.items():
-        with site(model, WORKER_THREADS="1") as running:
-            found = asyncio.run(measure(running, engine, PROMPT[model], runs))
+        with start(model, WORKER_THREADS="1") as running:
+            asked = measure(running, engine, PROMPT[model], runs, LIMITS[kind])
+            found = asyncio.run(asked)
         figures |= {f"{model}: {name}": value for name, value in found.items()}
-    record("first-token", figures, f"{runs} pairs a model, one person, idle site")
+    name = "first-token-cluster" if kind == "cluster" else "first-token"
+    record(name, figures, f"{runs} pairs a model, one person, idle {kind}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 from django.conf import settings
-from django.db.models import Max
+from django.db import connection
 
 if TYPE_CHECKING:
     from accounts.models import User
@@ -28,14 +28,28 @@ class QueueFull(Exception):
         self.retry_after = retry_after
 
 
-def turn_of(runs: "GenerationQuerySet", user: "User", release: "Release", priority: int) -> float:
+# One statement, because every send waits for it.
+TURNS = """
+    SELECT
+        COALESCE(
+            (SELECT turn FROM inference_generation
+             WHERE release_id = %s AND status = 'queued' AND priority = %s ORDER BY turn LIMIT 1),
+            (SELECT MAX(turn) FROM inference_generation
+             WHERE release_id = %s AND status = 'running' AND priority = %s),
+            0),
+        (SELECT MAX(turn) FROM inference_generation
+         WHERE user_id = %s AND status IN ('queued', 'running') AND release_id = %s
+             AND priority = %s)
+"""
+
+
+def turn_of(user: "User", release: "Release", priority: int) -> float:
     """For a new run of this person. Two sends at once may get the same: no harm."""
-    lane = runs.filter(release=release, priority=priority)
-    waiting = lane.filter(status="queued").order_by("turn").values_list("turn", flat=True).first()
-    if waiting is None:
-        waiting = lane.filter(status="running").aggregate(now=Max("turn"))["now"] or 0.0
-    mine = lane.filter(user=user, status__in=runs.model.ACTIVE).aggregate(last=Max("turn"))["last"]
-    return float(waiting) if mine is None else max(float(waiting), mine + 1 / user.weight)
+    lane = [release.pk, priority]
+    with connection.cursor() as cursor:
+        cursor.execute(TURNS, [*lane, *lane, user.pk, *lane])
+        now, mine = cursor.fetchone()
+    return float(now) if mine is None else max(float(now), mine + 1 / user.weight)
 
 
 def require_room(runs: "GenerationQuerySet", release: "Release") -> None:

@@ -84,7 +84,7 @@ class GenerationQuerySet(QuerySet["Generation"]):
 
         chosen = {"priority": user.priority, "arm": release.arm or str(release), **fields}
         with transaction.atomic(savepoint=False):
-            turn = fairness.turn_of(self, user, release, chosen["priority"])
+            turn = fairness.turn_of(user, release, chosen["priority"])
             generation = self.create(user=user, release=release, turn=turn, **chosen)
             Prompt.objects.create(
                 generation=generation,

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from redis import Redis
 
 from bench.cluster import Cluster
-from bench.site import Person
+from bench.site import Person, watch
 from tests.chatsite.test_serve import COUNT, COUNTED, Reader, finish, is_running
+from tests.faults.workers import ALL
 
 pytestmark = [
     pytest.mark.cluster,
@@ -95,6 +97,40 @@ async def test_row_14_a_killed_redis_is_done_without_until_it_is_back(cluster: C
     await finish(reader)
     assert (reader.text, reader.status) == (COUNTED, "done")
     cluster.wait_until_up("valkey", 1)
+
+
+async def test_row_18_with_every_wake_up_line_cut_again_and_again_a_second_is_lost_at_most(
+    cluster: Cluster,
+):
+    reader = await begin(cluster, "count 300 pace=80")
+    valkey = Redis(unix_socket_path=str(cluster.folder / "valkey" / "valkey.sock"))
+    pauses = []
+    for _ in range(8):
+        cut_at = time.monotonic()
+        valkey.client_kill_filter(_type="pubsub")
+        await reader.read(len(reader.text) + 1)
+        pauses.append(time.monotonic() - cut_at)
+        await asyncio.sleep(0.3)
+    assert max(pauses) < 2.5  # generous: one second, and a new connection of the reader's
+    await finish(reader)
+    assert reader.text.startswith("1 2 3")
+    assert reader.status == "done"
+
+
+@pytest.mark.skipif(not ALL, reason="takes more than a minute: make faults")
+async def test_row_21_after_65_idle_seconds_a_send_and_a_stop_work_at_once(cluster: Cluster):
+    person = await Person(cluster).arrive()
+    async with person.socket() as socket:
+        await asyncio.sleep(65)
+        generation = await person.ask("count 2000 pace=100")
+        frames = watch(socket, generation)
+        async with asyncio.timeout(5):
+            while (await anext(frames))["type"] != "delta":
+                pass
+        await person.stop(generation)
+        async with asyncio.timeout(5):
+            while (await anext(frames))["type"] != "end":
+                pass
 
 
 async def test_row_40_without_celery_a_run_starts_all_the_same(cluster: Cluster):
