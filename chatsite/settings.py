@@ -114,6 +114,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "chatsite.away.ReadAgain",
 ]
 
 ROOT_URLCONF = "chatsite.urls"
@@ -159,11 +160,10 @@ def database() -> dict[str, Any]:
     else:
         options = config.get("OPTIONS", {})  # of the URL: host=/a/socket, sslmode=…
         # A server that is away is noticed soon, and again when it is back.
-        pool = {"min_size": 1, "max_size": env_int("DATABASE_POOL", 12, 11, 100)}
-        pool |= {"timeout": 3, "reconnect_timeout": 5}
         alive = {"connect_timeout": 3, "tcp_user_timeout": 10_000, "keepalives_idle": 10}
+        pool = {"max_size": env_int("DATABASE_POOL", 12, 11, 100)}
         config["OPTIONS"] = {**alive, **options, "pool": pool}
-        config["CONN_HEALTH_CHECKS"] = True
+        config["ENGINE"] = "chatsite.postgresql"
     return config
 
 
@@ -269,5 +269,6 @@ LOGGING = {
         name: {"level": env_level("LOG_LEVEL", "INFO")}
         for name in ("chatsite", "accounts", "inference", "chats")
     }
-    | {"django": {"handlers": [], "level": "WARNING", "propagate": True}},
+    | {"django": {"handlers": [], "level": "WARNING", "propagate": True}}
+    | {"psycopg.pool": {"level": "ERROR"}},  # each attempt of each thread; we say it once
 }

@@ -9,6 +9,8 @@ from chatsite import health
 admin.site.site_header = admin.site.site_title = "Chatsite"
 admin.site.index_title = "Administration"
 
+handler500 = "chatsite.away.server_error"
+
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", include("chats.urls")),
     path("accounts/", include("accounts.urls")),

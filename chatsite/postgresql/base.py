@@ -1,0 +1,64 @@
+"""How long a request waits for a connection, and what becomes of those a restart broke.
+
+Left to itself, the pool tries a lost server again after one, two and four seconds, and gives
+out its broken connections one after the other, with as long pauses between.
+"""
+
+import logging
+import time
+from typing import Any
+
+import psycopg
+from django.db.backends.postgresql import base
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+LOOK_SECONDS = 0.3  # the pool is asked anew, which is when it tries to connect
+REFUSED_SECONDS = 0.8  # and so long if the server refuses
+PATIENCE_SECONDS = 3.0  # longest wait when it is only slow, or all connections are in use
+SAY_AGAIN_SECONDS = 30.0
+log = logging.getLogger(__name__)
+_refused_at: dict[str, float] = {}
+
+
+def _refused(pool: "ConnectionPool[Any]") -> None:
+    now = time.monotonic()
+    if now - _refused_at.get(pool.name, -SAY_AGAIN_SECONDS) >= SAY_AGAIN_SECONDS:
+        log.warning("PostgreSQL cannot be reached.")
+    _refused_at[pool.name] = now
+
+
+POOL: dict[str, Any] = {
+    "min_size": 1,
+    "timeout": LOOK_SECONDS,
+    "reconnect_timeout": 0,  # nothing is tried in the background: the next request does that
+    "reconnect_failed": _refused,
+}
+
+
+class DatabaseWrapper(base.DatabaseWrapper):
+    def __init__(self, settings_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        options = settings_dict["OPTIONS"]
+        options["pool"] = {**POOL, **options["pool"]}
+        super().__init__(settings_dict, *args, **kwargs)
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        connection = self._from_pool(conn_params)
+        try:
+            ConnectionPool.check_connection(connection)
+        except psycopg.OperationalError:
+            # The others were most likely broken together with it.
+            self.pool.putconn(connection)
+            self.pool.drain()
+            connection = self._from_pool(conn_params)
+        return connection
+
+    def _from_pool(self, conn_params: dict[str, Any]) -> Any:
+        started = time.monotonic()
+        while True:
+            try:
+                return super().get_new_connection(conn_params)
+            except PoolTimeout:
+                waited = time.monotonic() - started
+                refused = _refused_at.get(self.pool.name, 0.0) > started
+                if waited > (REFUSED_SECONDS if refused else PATIENCE_SECONDS):
+                    raise
