@@ -47,6 +47,16 @@ class Cluster:
     def log(self) -> str:
         return (self.folder / "cluster.log").read_text()
 
+    @property
+    def told(self) -> dict[str, str]:
+        """What commands about this cluster need in their environment."""
+        lines = (self.folder / "env").read_text().splitlines()
+        return dict(shlex.split(line)[0].split("=", 1) for line in lines)
+
+    @property
+    def database_url(self) -> str:
+        return self.told["DATABASE_URL"]
+
     def start(self, seconds: float = 120) -> None:
         self.folder.mkdir(exist_ok=True)
         with (self.folder / "cluster.log").open("ab") as log:

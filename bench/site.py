@@ -153,12 +153,15 @@ class Person:
         await self.ask("count 1")  # the first send makes the session a guest's
         return self
 
-    async def post(self, path: str, **fields: str) -> dict[str, Any]:
-        answer = await self.http.post(
+    async def try_post(self, path: str, **fields: str) -> httpx.Response:
+        return await self.http.post(
             path,
             data={"csrfmiddlewaretoken": self.token, **fields},
             headers={"Accept": "application/json", "Origin": self.site.url},
         )
+
+    async def post(self, path: str, **fields: str) -> dict[str, Any]:
+        answer = await self.try_post(path, **fields)
         assert answer.status_code < 300, answer.text
         return dict(answer.json())
 
@@ -174,10 +177,7 @@ class Person:
 
     async def ask(self, text: str) -> str:
         """Start a chat; returns the id of the answer's generation."""
-        answer = await self.post("/chats/", text=text, client_id=str(uuid4()))
-        found = re.search(r'data-generation="([^"]+)"', answer["html"])
-        assert found, answer
-        return found[1]
+        return found_generation(await self.post("/chats/", text=text, client_id=str(uuid4())))
 
     async def stop(self, generation: str) -> None:
         await self.post(f"/generations/{generation}/", _method="delete")
@@ -187,24 +187,32 @@ class Person:
         return "; ".join(f"{name}={value}" for name, value in self.http.cookies.items())
 
     @contextlib.asynccontextmanager
-    async def socket(self) -> AsyncIterator[ClientConnection]:
-        address = self.site.url.replace("http", "ws") + "/ws/"
+    async def socket(self, url: str = "") -> AsyncIterator[ClientConnection]:
+        """To the site, or to one replica of it."""
+        url = url or self.site.url
         headers = {"Cookie": self.cookies}
         async with connect(
-            address,
+            url.replace("http", "ws") + "/ws/",
             additional_headers=headers,
-            origin=self.site.url,  # type: ignore[arg-type]
+            origin=url,  # type: ignore[arg-type]
             max_queue=None,  # with a limit, leaving while frames wait takes ten seconds
         ) as socket:
             yield socket
 
 
+def found_generation(answer: dict[str, Any]) -> str:
+    """The run that a send was answered with."""
+    found = re.search(r'data-generation="([^"]+)"', answer["html"])
+    assert found, answer
+    return found[1]
+
+
 async def watch(
-    socket: ClientConnection, generation: str, after: int = 0
+    socket: ClientConnection, generation: str, epoch: int = 0, after: int = 0
 ) -> AsyncIterator[dict[str, Any]]:
     """The frames of one generation, up to its end."""
     await socket.send(
-        json.dumps({"type": "watch", "generation": generation, "epoch": 0, "after": after})
+        json.dumps({"type": "watch", "generation": generation, "epoch": epoch, "after": after})
     )
     async for text in socket:
         frame = json.loads(text)

@@ -26,7 +26,6 @@ from chats.frames import (
 from chats.models import Chat
 from chats.outbox import Outbox, TooSlow
 from chats.sessions import person_of, session_key
-from inference.database import in_database
 from inference.models import Generation
 
 logger = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
     async def connect(self) -> None:
         await self.accept()
         self.session_key = session_key(self.scope)
-        person = await in_database(person_of, self.session_key)
+        person = await tail.patiently(person_of, self.session_key)
         if person is None:
             await self._close(SESSION_OVER)
             return
@@ -98,7 +97,7 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
             await self._close(TOO_LARGE)
             return
         frame = parse(text)
-        person, is_visible = await in_database(_authorise, self.session_key, frame)
+        person, is_visible = await tail.patiently(_authorise, self.session_key, frame)
         if person != self.user:
             await self._close(SESSION_OVER)
         elif is_visible:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
 
-from django.db import DatabaseError
+from django.db import DatabaseError, InterfaceError
 from django.template.loader import render_to_string
 
 from chats import transcript
@@ -140,9 +140,15 @@ async def follow_list(user_id: int) -> AsyncIterator[Frame]:
 
 
 async def patiently(look: Callable[..., T], *args: Any) -> T:
-    """Read, and when the database is away keep trying: an open stream outlives that."""
+    """Read, and when the database is away keep trying: an open stream outlives that.
+
+    Once more at once: often it was only the connection of this thread that had been ended.
+    """
+    pause = 0.0
     while True:
-        with contextlib.suppress(DatabaseError):
+        with contextlib.suppress(DatabaseError, InterfaceError):
             return await in_database(look, *args)
-        logger.warning("The database did not answer a socket's read; trying again.")
-        await asyncio.sleep(DATABASE_PAUSE_SECONDS)
+        if pause:
+            logger.warning("The database did not answer a socket's read; trying again.")
+        await asyncio.sleep(pause)
+        pause = DATABASE_PAUSE_SECONDS

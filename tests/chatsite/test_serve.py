@@ -1,7 +1,6 @@
 """`manage.py serve` as a person uses it: start, kill, start again, start twice, stop."""
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
@@ -12,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings as site_settings
-from websockets import WebSocketException
 
-from bench.site import MODELS, Person, Site, watch
+from bench.reader import Reader
+from bench.site import MODELS, Person, Site
 
 pytestmark = pytest.mark.skipif(
     "sqlite" not in site_settings.DATABASES["default"]["ENGINE"],
@@ -55,26 +54,6 @@ def is_running(pid: int) -> bool:
         return False
 
 
-class Reader:
-    """Reads one answer over the socket, across reconnects, as the browser does."""
-
-    def __init__(self, person: Person, generation: str) -> None:
-        self.person, self.generation = person, generation
-        self.text, self.seq, self.status = "", 0, ""
-
-    async def read(self, until: int = 10**9) -> None:
-        async with self.person.socket() as socket:
-            async for frame in watch(socket, self.generation, self.seq):
-                if frame["type"] == "delta":
-                    assert frame["seq"] == self.seq + 1
-                    assert frame["offset"] == len(self.text)
-                    self.text, self.seq = self.text + frame["text"], frame["seq"]
-                    if len(self.text) >= until:
-                        return
-                elif frame["type"] == "end":
-                    self.status = frame["status"]
-
-
 async def begin(site: Site, text: str = COUNT, until: int = 60) -> Reader:
     person = await Person(site).arrive()
     reader = Reader(person, await person.ask(text))
@@ -82,21 +61,11 @@ async def begin(site: Site, text: str = COUNT, until: int = 60) -> Reader:
     return reader
 
 
-async def finish(reader: Reader) -> None:
-    """Reconnect as often as it takes."""
-    for _ in range(100):
-        with contextlib.suppress(OSError, WebSocketException):
-            await reader.read()
-        if reader.status:
-            return
-        await asyncio.sleep(0.1)
-
-
 async def test_row_45_the_whole_site_is_killed_and_the_answer_goes_on_after_a_restart(site: Site):
     reader = await begin(site)
     site.kill_everything()
     site.start()
-    await finish(reader)
+    await reader.finish()
     assert (reader.text, reader.status) == (COUNTED, "done")
 
 
@@ -106,14 +75,14 @@ async def test_row_1_a_killed_worker_is_started_again_and_the_same_socket_goes_o
     killed_at = time.monotonic()
     await reader.read(len(reader.text) + 1)
     assert time.monotonic() - killed_at < 10  # generous; the goal is 5 s
-    await finish(reader)
+    await reader.finish()
     assert (reader.text, reader.status) == (COUNTED, "done")
 
 
 async def test_a_killed_web_process_loses_nothing(site: Site):
     reader = await begin(site)
     os.kill(site.pid_of("web"), signal.SIGKILL)
-    await finish(reader)
+    await reader.finish()
     assert (reader.text, reader.status) == (COUNTED, "done")
 
 
@@ -128,7 +97,7 @@ async def test_row_2_a_killed_supervisor_takes_its_children_with_it(site: Site):
         assert time.monotonic() < deadline, "something was left running"
         await asyncio.sleep(0.1)
     site.start()
-    await finish(reader)
+    await reader.finish()
     assert (reader.text, reader.status) == (COUNTED, "done")
 
 

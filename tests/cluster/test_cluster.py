@@ -2,13 +2,8 @@
 
 import asyncio
 import math
-import os
-import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,46 +12,18 @@ import pytest
 from redis import Redis
 
 from bench.cluster import Cluster
+from bench.reader import Reader
 from bench.site import Person, watch
-from tests.chatsite.test_serve import COUNT, COUNTED, Reader, finish, is_running
+from tests.chatsite.test_serve import COUNTED, is_running
+from tests.cluster.conftest import begin, needs_nginx
 from tests.faults.workers import ALL
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(
-        not shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"),
-        reason="needs nginx (Debian, Ubuntu: apt-get install nginx-light)",
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    # Not in pytest's folder, which it closes to others: run by root, PostgreSQL is another user.
-    with tempfile.TemporaryDirectory(prefix="chatsite-") as folder:
-        Path(folder).chmod(0o755)
-        made = Cluster(Path(folder), RATE_LIMIT_LOGIN="5/15m")
-        made.start()
-        yield made
-        if made.process and made.process.poll() is None:
-            assert made.stop() == 0
-
-
-@dataclass
-class Replica:
-    url: str
-
-
-async def begin(cluster: Cluster, text: str = COUNT, until: int = 60) -> Reader:
-    person = await Person(cluster).arrive()
-    reader = Reader(person, await person.ask(text))
-    await reader.read(until)
-    return reader
+pytestmark = needs_nginx
 
 
 async def test_a_question_is_answered_through_nginx_and_every_role(cluster: Cluster):
     reader = await begin(cluster)
-    await finish(reader)
+    await reader.finish()
     assert (reader.text, reader.status) == (COUNTED, "done")
     assert {role: len(cluster.pids_of(role)) for role in ("pages", "realtime", "worker")} == {
         "pages": 2, "realtime": 2, "worker": 2,
@@ -72,7 +39,7 @@ async def test_row_1_a_killed_worker_loses_nothing_and_the_same_socket_goes_on(c
     await reader.read(len(reader.text) + 1)
     pause = time.monotonic() - killed_at
     assert pause < 15  # generous: both workers are started anew
-    await finish(reader)
+    await reader.finish()
     assert (reader.text, reader.status) == (COUNTED, "done")
 
 
@@ -80,7 +47,7 @@ async def test_row_10_a_killed_realtime_process_is_replaced_by_the_other(cluster
     reader = await begin(cluster)
     for pid in cluster.pids_of("realtime")[:1]:
         cluster.kill(pid)
-    await finish(reader)
+    await reader.finish()
     assert (reader.text, reader.status) == (COUNTED, "done")
     cluster.wait_until_up("realtime", 2)
 
@@ -90,14 +57,14 @@ async def test_sends_do_not_notice_a_killed_pages_process(cluster: Cluster):
     cluster.kill(cluster.pids_of("pages")[0])
     for _ in range(6):
         reader = Reader(person, await person.ask("count 3"))
-        await finish(reader)
+        await reader.finish()
         assert reader.text == "1 2 3"
 
 
 async def test_row_14_a_killed_redis_is_done_without_until_it_is_back(cluster: Cluster):
     reader = await begin(cluster)
     cluster.kill(cluster.pids_of("valkey")[0])
-    await finish(reader)
+    await reader.finish()
     assert (reader.text, reader.status) == (COUNTED, "done")
     cluster.wait_until_up("valkey", 1)
 
@@ -143,7 +110,7 @@ async def test_row_40_without_celery_a_run_starts_all_the_same(cluster: Cluster)
     cluster.kill(cluster.pids_of("valkey")[0])  # and every message with it
     started = time.monotonic()
     reader = Reader(person, await person.ask("count 3"))
-    await finish(reader)
+    await reader.finish()
     assert reader.text == "1 2 3"
     assert time.monotonic() - started < 10
     cluster.wait_until_up("valkey", 1)
@@ -153,14 +120,12 @@ async def test_row_40_without_celery_a_run_starts_all_the_same(cluster: Cluster)
 async def test_an_answer_is_read_and_stopped_on_another_replica(cluster: Cluster):
     reader = await begin(cluster, "count 2000 pace=100")
     for replica in cluster.replicas:
-        elsewhere = Reader(Person(cluster), reader.generation)
-        elsewhere.person.http = reader.person.http
-        elsewhere.person.site = Replica(replica)
-        await elsewhere.read(len(reader.text) + 100)
+        elsewhere = Reader(reader.person, reader.generation)
+        await elsewhere.read(len(reader.text) + 100, replica)
         assert elsewhere.text.startswith(reader.text)
     await reader.person.stop(reader.generation)
     stopped_at = time.monotonic()
-    await finish(reader)
+    await reader.finish()
     assert reader.status == "stopped"
     assert time.monotonic() - stopped_at < 5  # generous
 
@@ -192,7 +157,7 @@ async def test_row_11_a_rolling_restart_under_load_fails_nothing(cluster: Cluste
             except AssertionError as error:
                 failed.append(str(error))
                 continue
-            await finish(reader)
+            await reader.finish()
             if reader.text != " ".join(map(str, range(1, 41))):
                 failed.append(f"{reader.status}: {reader.text!r}")
             count += 1
@@ -212,11 +177,11 @@ async def test_row_11_a_rolling_restart_under_load_fails_nothing(cluster: Cluste
 async def test_row_23_an_open_answer_outlives_a_restart_of_postgresql(cluster: Cluster):
     reader = await begin(cluster, "count 200 pace=100")
     cluster.restart_postgres()
-    await finish(reader)
+    await reader.finish()
     assert reader.status == "done"
     assert reader.text == " ".join(map(str, range(1, 201)))
     again = Reader(reader.person, await reader.person.ask("count 3"))
-    await finish(again)
+    await again.finish()
     assert again.text == "1 2 3"
 
 

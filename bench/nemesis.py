@@ -1,0 +1,221 @@
+"""People who chat while a seeded nemesis breaks the cluster, and a checker at the end.
+
+make nemesis MINUTES=30 SEED=7    or    python -m bench.nemesis --minutes 1 --seed 7
+
+The seed decides the faults, their times and what people do. What is found wrong is printed with
+the seed, and the command fails. The simulated model answers; everything else is real.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+from uuid import UUID
+
+import httpx
+from tqdm import tqdm
+from websockets.exceptions import WebSocketException
+
+from bench.cluster import Cluster
+from bench.faults import FAULTS
+from bench.reader import Reader
+from bench.record import record
+from bench.site import Person, found_generation
+
+PEOPLE = 12
+CALM_SECONDS = (0.5, 6.0)  # between two faults
+PASSING = (502, 503, 504)
+PATIENCE_SECONDS = 90.0
+
+
+@dataclass
+class History:
+    """What happened, in short; `wrong` should stay empty."""
+
+    wrong: list[str] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    pauses: list[float] = field(default_factory=list)
+    refused: int = 0  # tries that were told to come back
+    resets: int = 0
+
+
+class Client:
+    """One person, who asks, leaves, comes back, stops and sends twice."""
+
+    def __init__(self, cluster: Cluster, history: History, chance: random.Random) -> None:
+        self.person, self.cluster = Person(cluster), cluster
+        self.history, self.chance = history, chance
+
+    async def insist(self, path: str, **fields: str) -> dict[str, Any]:
+        """Post until it is taken, as the page's outbox does."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                answer = await self.person.try_post(path, **fields)
+            except httpx.TransportError:
+                answer = None
+            if answer is not None and answer.status_code not in PASSING:
+                assert answer.status_code < 300, f"{path}: {answer.status_code} {answer.text[:300]}"
+                return dict(answer.json())
+            self.history.refused += 1
+            await asyncio.sleep(self.chance.uniform(0.1, 1))
+        raise AssertionError(f"{path} was not taken in {PATIENCE_SECONDS:.0f} s")
+
+    async def one_answer(self) -> None:
+        count, pace = self.chance.randint(5, 150), self.chance.choice((30, 60, 120))
+        fields = {"text": f"count {count} pace={pace}", "client_id": str(self._id())}
+        sends = [self.insist("/chats/", **fields) for _ in range(self.chance.choice((1, 1, 1, 3)))]
+        taken = [found_generation(answer) for answer in await asyncio.gather(*sends)]
+        assert len(set(taken)) == 1, f"sent once, taken as {taken}"
+        reader = Reader(self.person, taken[0])
+        is_stopped = self.chance.random() < 0.2
+        if is_stopped:
+            await self._read_some(reader)
+            await self.insist(f"/generations/{taken[0]}/", _method="delete")
+        elif self.chance.random() < 0.4:
+            await self._read_some(reader)
+            await asyncio.sleep(self.chance.uniform(0, 4))  # away, which stops nothing
+        await reader.finish(self.chance.choice(["", *self.cluster.replicas]), PATIENCE_SECONDS)
+        self._judge(reader, " ".join(map(str, range(1, count + 1))), is_stopped)
+
+    def _id(self) -> UUID:
+        return UUID(int=self.chance.getrandbits(128), version=4)
+
+    async def _read_some(self, reader: Reader) -> None:
+        with contextlib.suppress(OSError, WebSocketException):
+            await reader.read(self.chance.randint(1, 200))
+
+    def _judge(self, reader: Reader, expected: str, is_stopped: bool) -> None:
+        self.history.answers[reader.status] += 1
+        self.history.pauses.append(reader.longest_pause)
+        self.history.resets += reader.resets
+        if reader.status == "stopped" and is_stopped:
+            assert expected.startswith(reader.text), f"stopped with {reader.text[-80:]!r}"
+        else:
+            assert (reader.status, reader.text) == ("done", expected), (
+                f"{reader.generation} {reader.status} with {reader.text[-80:]!r}"
+            )
+
+    async def go_on(self, until: float) -> None:
+        while time.monotonic() < until:
+            try:
+                await self.one_answer()
+            except (AssertionError, TimeoutError) as error:
+                self.history.wrong.append(str(error) or type(error).__name__)
+
+
+async def harm(
+    cluster: Cluster, history: History, chance: random.Random, until: float, names: list[str]
+) -> None:
+    while time.monotonic() < until:
+        await asyncio.sleep(chance.uniform(*CALM_SECONDS))
+        name = chance.choice(names)
+        print(f"{time.strftime('%X')} {name}", file=sys.stderr)
+        history.faults[name] += 1
+        await asyncio.to_thread(FAULTS[name], cluster, chance)
+
+
+async def ordeal(cluster: Cluster, seconds: float, seed: int, names: list[str]) -> History:
+    """People arrive; faults and questions for so long; everybody waits for their last answer."""
+    history = History()
+    clients = [Client(cluster, history, random.Random(f"{seed}/{n}")) for n in range(PEOPLE)]
+    for client in clients:
+        await client.person.arrive()
+    until = time.monotonic() + seconds
+    nemesis = harm(cluster, history, random.Random(seed), until, names)
+    progress = asyncio.create_task(_show(seconds, history))
+    await asyncio.gather(nemesis, *(client.go_on(until) for client in clients))
+    progress.cancel()
+    return history
+
+
+async def _show(seconds: float, history: History) -> None:
+    with tqdm(total=round(seconds), unit="s", disable=not sys.stderr.isatty()) as bar:
+        while True:
+            await asyncio.sleep(1)
+            bar.update()
+            answers, faults = history.answers.total(), history.faults.total()
+            bar.set_postfix(answers=answers, faults=faults, wrong=len(history.wrong))
+
+
+def wrong_in_the_database(cluster: Cluster, seconds: float = 60) -> list[str]:
+    """Titles may still be under way when the last reader has left: they are waited for."""
+    os.environ.update(cluster.told, DJANGO_SETTINGS_MODULE="chatsite.settings")
+    import django
+
+    django.setup()
+    from bench.checker import complaints
+
+    deadline = time.monotonic() + seconds
+    while (found := list(complaints())) and time.monotonic() < deadline:
+        time.sleep(1)
+    return found
+
+
+def summary(history: History) -> dict[str, Any]:
+    pauses = sorted(history.pauses)
+    return {
+        "answers": dict(history.answers),
+        "faults": dict(history.faults),
+        "tries that were told to come back": history.refused,
+        "answers taken back to what was saved (Redis and worker lost together)": history.resets,
+        "longest pause of an answer, median s": round(median(pauses), 2),
+        "longest pause of an answer, p95 s": round(quantiles(pauses, n=20)[-1], 2),
+        "longest pause of all, s": round(pauses[-1], 2),
+        "wrong": history.wrong,
+    }
+
+
+def run(seconds: float, seed: int, names: list[str]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="chatsite-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # run by root, PostgreSQL is another user
+        cluster = Cluster(folder)
+        cluster.start()
+        try:
+            history = asyncio.run(ordeal(cluster, seconds, seed, names))
+            history.wrong += wrong_in_the_database(cluster)
+        finally:
+            cluster.stop()
+            if "KEEP_LOG" in os.environ:
+                Path(os.environ["KEEP_LOG"]).write_text(cluster.log)
+    return summary(history)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.nemesis")
+    parser.add_argument("--minutes", type=float, default=1)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--only", nargs="*", choices=list(FAULTS), help="of the faults, these")
+    return parser.parse_args()
+
+
+def _lines(figures: dict[str, Any], seed: int) -> Iterator[str]:
+    for line in figures["wrong"]:
+        yield f"wrong: {line}"
+    yield f"seed {seed}: {len(figures['wrong'])} wrong"
+
+
+def main() -> None:
+    wanted = arguments()
+    print(f"seed {wanted.seed}", file=sys.stderr)
+    figures = run(wanted.minutes * 60, wanted.seed, wanted.only or list(FAULTS))
+    note = f"{wanted.minutes} minutes, seed {wanted.seed}, {PEOPLE} people, simulated model"
+    record(f"nemesis-{wanted.seed}", figures, note)
+    print(*_lines(figures, wanted.seed), sep="\n")
+    sys.exit(bool(figures["wrong"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Reads an answer over the socket as the browser does, and checks every frame's place."""
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+from websockets.exceptions import WebSocketException
+
+from bench.site import Person, watch
+
+
+class Reader:
+    """An answer so far, across reconnects; an assertion fails when frames do not fit."""
+
+    def __init__(self, person: Person, generation: str) -> None:
+        self.person, self.generation = person, generation
+        self.text, self.epoch, self.seq, self.status = "", 0, 0, ""
+        self.resets = 0
+        self.longest_pause = 0.0  # seconds between two pieces of text
+        self._moved_at = 0.0
+
+    async def read(self, until: int = 10**9, url: str = "") -> None:
+        """On one socket, until there are so many characters or the answer ends."""
+        async with self.person.socket(url) as socket:
+            async for frame in watch(socket, self.generation, self.epoch, self.seq):
+                self.take(frame)
+                if len(self.text) >= until:
+                    return
+
+    async def finish(self, url: str = "", seconds: float = 120) -> None:
+        """Reconnect as often as it takes."""
+        async with asyncio.timeout(seconds):
+            while not self.status:
+                with contextlib.suppress(OSError, WebSocketException):
+                    await self.read(url=url)
+                if not self.status:
+                    await asyncio.sleep(0.1)
+
+    def take(self, frame: dict[str, Any]) -> None:
+        assert not self.status, f"{frame['type']} after the end"
+        if frame["type"] == "delta":
+            self._add(frame)
+        elif frame["type"] == "reset":
+            assert frame["epoch"] > self.epoch, "back in an epoch that is over"
+            self.resets += bool(self.text)
+            self.epoch, self.seq, self.text = frame["epoch"], 0, self.text[: frame["to"]]
+        elif frame["type"] == "end":
+            self.status = frame["status"]
+
+    def _add(self, frame: dict[str, Any]) -> None:
+        here = (self.epoch, self.seq + 1, len(self.text))
+        assert (frame["epoch"], frame["seq"], frame["offset"]) == here, f"{frame} at {here}"
+        self.seq, self.text = frame["seq"], self.text + frame["text"]
+        now = time.monotonic()
+        if self._moved_at:
+            self.longest_pause = max(self.longest_pause, now - self._moved_at)
+        self._moved_at = now
