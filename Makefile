@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export VENV
 
 .PHONY: run cluster test lint check-migrations test-suites test-sqlite test-browser test-postgres \
-	faults test-vllm test-llama-server bench-engine bench-vllm dev shell lock clean
+	faults nemesis test-vllm test-llama-server bench-engine bench-vllm dev shell lock clean
 
 run: ## Install what is missing and serve the site
 	@exec $(PYTHON) deploy/install.py run
@@ -54,8 +54,11 @@ test-postgres: dev
 	TEST_DATABASE=postgres $(BIN)/python -m pytest -m "not browser and not cluster" --ignore=tests/architecture $(PYTEST)
 
 faults: dev ## All kills of the fault tests, on both databases; `make test` has a quarter of them
-	FAULTS=all $(BIN)/python -m pytest tests/faults $(PYTEST)
+	FAULTS=all $(BIN)/python -m pytest tests/faults tests/cluster $(PYTEST)
 	FAULTS=all TEST_DATABASE=postgres $(BIN)/python -m pytest tests/faults $(PYTEST)
+
+nemesis: dev ## People chat while everything is broken in turn: MINUTES=30 SEED=7 (needs nginx)
+	$(BIN)/python -m bench.nemesis $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 test-vllm: dev ## The upstream engine with a real vLLM: 2.7 GB in the user's cache, so not in `test`
 	$(BIN)/python tests/vllm/install.py

@@ -1,8 +1,12 @@
 """Whether the database keeps the invariants of generations, once everything has ended.
 
-Needs Django to be set up for that database.
+python -m bench.checker SECONDS, in the environment of a site: prints what is wrong after so long
+(titles may still be under way when the last reader has left), a line each.
 """
 
+import os
+import sys
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -51,3 +55,18 @@ def complaints() -> Iterator[str]:
     twice = Message.objects.filter(client_id__isnull=False).values("client_id")
     for row in twice.annotate(count=Count("pk")).filter(count__gt=1):
         yield f"{row['client_id']} was taken {row['count']} times"
+
+
+def main() -> None:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chatsite.settings")
+    import django
+
+    django.setup()
+    deadline = time.monotonic() + float(sys.argv[1])
+    while (found := list(complaints())) and time.monotonic() < deadline:
+        time.sleep(1)
+    print(*found, sep="\n", end="")
+
+
+if __name__ == "__main__":
+    main()

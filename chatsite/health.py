@@ -1,4 +1,4 @@
-"""Is this process alive, and may traffic be sent to it?"""
+"""Is this process alive, may traffic be sent to it, and how much is there to do?"""
 
 import threading
 from collections.abc import Callable
@@ -7,9 +7,12 @@ from functools import cache
 from django.conf import settings
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
-from django.http import HttpRequest, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.utils.crypto import constant_time_compare
 from django.views.decorators.cache import never_cache
+from prometheus_client import CONTENT_TYPE_LATEST
 
+from inference import metrics as inference_metrics
 from inference import redis_server
 
 draining = threading.Event()
@@ -35,6 +38,16 @@ def readyz(request: HttpRequest) -> JsonResponse:
     if settings.REDIS_URL:  # told, but no reason to turn people away: the database serves instead
         body["redis"] = _redis()
     return JsonResponse(body, status=200 if ready else 503)
+
+
+@never_cache
+def metrics(request: HttpRequest) -> HttpResponse:
+    """For Prometheus, which names METRICS_TOKEN; without one in the settings, for nobody."""
+    told = request.headers.get("Authorization", "")
+    wanted = f"Bearer {settings.METRICS_TOKEN}"
+    if not (settings.METRICS_TOKEN and constant_time_compare(told, wanted)):
+        raise Http404
+    return HttpResponse(inference_metrics.text(), content_type=CONTENT_TYPE_LATEST)
 
 
 def _redis() -> str:

@@ -17,6 +17,7 @@ from chatsite.environment import (
     env_redis,
     env_time_zone,
 )
+from chatsite.postgresql import room
 from chatsite.secret import load_or_create_secret
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -162,13 +163,14 @@ def database() -> dict[str, Any]:
         # A server that is away is noticed soon, and again when it is back.
         alive = {"connect_timeout": 3, "tcp_user_timeout": 10_000, "keepalives_idle": 10}
         pool = {"max_size": env_int("DATABASE_POOL", 12, 11, 100)}
-        config["OPTIONS"] = {**alive, **options, "pool": pool}
+        config["OPTIONS"] = {"application_name": room.NAME, **alive, **options, "pool": pool}
         config["ENGINE"] = "chatsite.postgresql"
     return config
 
 
 DATABASES = {"default": database()}
 REDIS_URL = env_redis("REDIS_URL")
+METRICS_TOKEN = os.environ.get("METRICS_TOKEN", "")
 REDIS_PREFIX = os.environ.get("REDIS_PREFIX", "chatsite")
 SESSION_ENGINE = "accounts.sessions" if REDIS_URL else "django.contrib.sessions.backends.db"
 IN_THIS_PROCESS: dict[str, Any] = {
@@ -229,7 +231,7 @@ CSRF_COOKIE_NAME = "__Host-csrf" if HTTPS else "csrf"
 CSRF_COOKIE_HTTPONLY = True
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if TRUSTED_PROXIES else None
 SECURE_SSL_REDIRECT = HTTPS
-SECURE_REDIRECT_EXEMPT = [r"^livez$", r"^readyz$"]
+SECURE_REDIRECT_EXEMPT = [r"^livez$", r"^readyz$", r"^metrics$"]
 SECURE_HSTS_SECONDS = 60 * 60 * 24 * 30 if HTTPS else 0
 SECURE_REFERRER_POLICY = (
     "same-origin"  # "no-referrer" makes browsers post forms with `Origin: null`

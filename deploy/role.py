@@ -33,12 +33,16 @@ ROLES = {
     "beat": [PYTHON, "-m", "celery", "--app", "chatsite.celery", "--quiet", "beat"],
 }
 
+LASTING = ("pages", "realtime", "worker")  # and open connections for as long as they live
+
 
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in ROLES:
         raise SystemExit(f"Name a role: {', '.join(ROLES)}.\n\n{__doc__}")
     os.chdir(ROOT)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chatsite.settings")
+    if sys.argv[1] in LASTING:
+        os.environ["CHATSITE_ROLE"] = sys.argv[1]  # PostgreSQL shows it, and counts by it
     command = [*ROLES[sys.argv[1]], *sys.argv[2:]]
     os.execv(command[0], command)
 

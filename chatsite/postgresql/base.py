@@ -12,11 +12,14 @@ import psycopg
 from django.db.backends.postgresql import base
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from chatsite.postgresql import room
+
 LOOK_SECONDS = 0.3  # the pool is asked anew, which is when it tries to connect
 REFUSED_SECONDS = 0.8  # and so long if the server refuses
 PATIENCE_SECONDS = 3.0  # longest wait when it is only slow, or all connections are in use
 SAY_AGAIN_SECONDS = 30.0
 log = logging.getLogger(__name__)
+_counted: set[str] = set()
 _refused_at: dict[str, float] = {}
 
 
@@ -42,6 +45,8 @@ class DatabaseWrapper(base.DatabaseWrapper):
         super().__init__(settings_dict, *args, **kwargs)
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        if self.pool is None:  # to make a database, when there is none to be pooled for
+            return super().get_new_connection(conn_params)
         connection = self._from_pool(conn_params)
         try:
             ConnectionPool.check_connection(connection)
@@ -50,7 +55,15 @@ class DatabaseWrapper(base.DatabaseWrapper):
             self.pool.putconn(connection)
             self.pool.drain()
             connection = self._from_pool(conn_params)
+        self._count_once(connection)
         return connection
+
+    def _count_once(self, connection: Any) -> None:
+        """Each process that lasts says at its first connection if it is one too many."""
+        if room.ROLE and self.pool.name not in _counted:
+            _counted.add(self.pool.name)
+            if complaint := room.complaint(connection, self.pool.max_size):
+                log.warning(complaint)
 
     def _from_pool(self, conn_params: dict[str, Any]) -> Any:
         started = time.monotonic()

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from uuid import UUID, uuid4
 
 from accounts.models import User
+from bench.checker import check_run
 from inference.models import Generation, Release, Worker
-from inference.tokenlog import DatabaseLog, unpack
+from inference.tokenlog import DatabaseLog
 
 POLL = 0.005
 SMALL = {"WORKER_THREADS": "1", "WORKER_SLOTS": "8", "CONTEXT_TOKENS": "4096"}
@@ -159,15 +160,8 @@ class Recorder:
     def check_the_end(self) -> None:
         """Database text = displayed text = log text; usage = tokens logged."""
         run = Generation.objects.get(pk=self.run.pk)
-        assert run.text == self.text == DatabaseLog(run.pk).text()
-        logged = [
-            token
-            for chunk in run.chunks.filter(epoch=run.epoch).order_by("seq")
-            for token in unpack(bytes(chunk.token_ids))
-        ]
-        assert list(unpack(bytes(run.token_ids))) == logged
-        assert run.completion_tokens == len(logged) - run.inherited_tokens
-        assert (run.status, run.log_seq) == (self.kind, self.seq)
+        check_run(run)
+        assert (run.text, run.status, run.log_seq) == (self.text, self.kind, self.seq)
 
 
 def ask(user: User, release: Release, text: str, **parameters: object) -> Recorder:

@@ -18,6 +18,7 @@ from django.db import DatabaseError, connection
 from chatsite import health
 from chatsite.checks import exact_build
 from chatsite.finders import NpmFinder
+from chatsite.postgresql import room
 from chatsite.supervisor import CannotServe, address_to_show, check_port, is_listening
 from inference import redis_server
 from inference.catalogue import CATALOGUE
@@ -28,7 +29,6 @@ from inference.sources import ModelFileError
 
 OLDEST_PYTHON = (3, 11)
 ENOUGH_DISK_GB = 1.0
-KEPT_FOR_STAFF = 5  # connections: PostgreSQL keeps three, and people look around with others
 REPORTED_ABOVE = {"chatsite.E001", "chatsite.E020"}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -96,7 +96,7 @@ def connections() -> Finding:
             allowed = int(cursor.fetchone()[0])
     except DatabaseError:
         return Finding("Connections to the database", "not known: it does not answer")
-    fit = (allowed - KEPT_FOR_STAFF) // each
+    fit = room.processes(allowed, each)
     what = f"Connections to the database: {allowed}, so {fit} processes of up to {each}"
     problem = "raise max_connections of PostgreSQL or lower DATABASE_POOL" if fit < 2 else ""
     return Finding(what, problem)

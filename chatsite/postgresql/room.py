@@ -1,0 +1,29 @@
+"""Whether PostgreSQL has room for every connection that the processes of a site may open."""
+
+import os
+import platform
+from typing import Any
+
+KEPT_FOR_STAFF = 5  # connections: PostgreSQL keeps three, and people look around with others
+ROLE = os.environ.get("CHATSITE_ROLE", "")  # of a process that lasts (deploy/role.py)
+NAME = f"chatsite {ROLE or 'command'} {platform.node()[:30]} {os.getpid()}"  # 63 at most
+COUNT = """
+    SELECT current_setting('max_connections')::int, count(DISTINCT application_name)
+    FROM pg_stat_activity WHERE application_name ~ '^chatsite (pages|realtime|worker) '
+"""
+
+
+def processes(allowed: int, each: int) -> int:
+    """How many may open `each` connections."""
+    return (allowed - KEPT_FOR_STAFF) // each
+
+
+def complaint(connection: Any, each: int) -> str:
+    """What is wrong when those that are connected now may together want too many; else empty."""
+    allowed, connected = connection.execute(COUNT).fetchone()
+    if connected <= processes(allowed, each):
+        return ""
+    return (
+        f"{connected} processes may open {each} connections to PostgreSQL each, and it allows "
+        f"{allowed}: raise its max_connections or lower DATABASE_POOL."
+    )

@@ -1,0 +1,60 @@
+"""What Prometheus is told, every series in one place.
+
+All of it is read from the database, so that any one replica speaks for the whole site.
+"""
+
+from collections.abc import Iterator
+
+from django.db.models import Count, Sum
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from inference.models import Generation, Worker
+
+ACTIVE = (Generation.Status.QUEUED, Generation.Status.RUNNING)
+
+
+class Demand(Collector):
+    """How much each model has to do, and has room for: what workers are scaled by."""
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        runs = GaugeMetricFamily(
+            "chatsite_runs", "Answers that wait or are being written", labels=["model", "state"]
+        )
+        slots = GaugeMetricFamily(
+            "chatsite_slots", "Answers that living workers can write at once", labels=["model"]
+        )
+        demand = GaugeMetricFamily(
+            "chatsite_demand",
+            "Queued and running answers over slots; without a worker, over one",
+            labels=["model"],
+        )
+        active, room = _active(), _slots()
+        for model in sorted({model for model, _ in active} | set(room)):
+            counts = {state: active.get((model, state), 0) for state in ACTIVE}
+            for state, count in counts.items():
+                runs.add_metric([model, state], count)
+            slots.add_metric([model], room.get(model, 0))
+            demand.add_metric([model], sum(counts.values()) / max(1, room.get(model, 0)))
+        yield from (runs, slots, demand)
+
+
+def _active() -> dict[tuple[str, str], int]:
+    runs = Generation.objects.filter(status__in=ACTIVE)
+    counted = runs.values_list("release__model__slug", "status").annotate(Count("pk")).order_by()
+    return {(model, state): count for model, state, count in counted}
+
+
+def _slots() -> dict[str, int]:
+    ready = Worker.objects.living().filter(state=Worker.State.READY)
+    return dict(ready.values_list("release__model__slug").annotate(Sum("slots")).order_by())
+
+
+registry = CollectorRegistry(auto_describe=False)
+registry.register(Demand())
+
+
+def text() -> bytes:
+    """In Prometheus's text format."""
+    return generate_latest(registry)
