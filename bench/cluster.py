@@ -9,7 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -113,6 +115,23 @@ class Cluster:
         while len(self.pids_of(role)) < count or not all(map(_answers, self.replicas)):
             assert time.monotonic() < deadline, self.log[-3000:]
             time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def running_cluster(model: str = "simulated", **environment: str) -> Iterator[Cluster]:
+    """A running cluster on a folder of its own; with KEEP_LOG its log is kept in that file."""
+    with tempfile.TemporaryDirectory(prefix="chatsite-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # run by root, PostgreSQL is another user
+        running = Cluster(folder, model, **environment)
+        running.start()
+        try:
+            yield running
+        finally:
+            if running.process and running.process.poll() is None:
+                assert running.stop() == 0
+            if "KEEP_LOG" in os.environ:
+                Path(os.environ["KEEP_LOG"]).write_text(running.log)
 
 
 def _answers(url: str) -> bool:

@@ -8,17 +8,14 @@ cluster nginx, PostgreSQL, Redis and Celery too.
 import asyncio
 import contextlib
 import re
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 from statistics import median
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from bench.cluster import Cluster
+from bench.cluster import running_cluster
 from bench.record import record
 from bench.site import MODELS, Address, Person, site, watch
 from inference.catalogue import CATALOGUE
@@ -106,19 +103,6 @@ async def measure(
     }
 
 
-@contextlib.contextmanager
-def cluster(model: str, **environment: str) -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="chatsite-cluster-"))
-    folder.chmod(0o755)
-    running = Cluster(folder / "c", model, **environment)
-    running.start()
-    try:
-        yield running
-    finally:
-        running.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def main() -> None:
     kind = "cluster" if "cluster" in sys.argv else "site"
     runs = next((int(word) for word in sys.argv[1:] if word.isdigit()), 30)
@@ -128,7 +112,7 @@ def main() -> None:
         "simulated": SimulatedEngine(),
         entry.slug: LlamaCppEngine(MODELS / entry.file_name, threads=1),
     }
-    start = cluster if kind == "cluster" else site
+    start = running_cluster if kind == "cluster" else site
     for model, engine in engines.items():
         with start(model, WORKER_THREADS="1") as running:
             asked = measure(running, engine, PROMPT[model], runs, LIMITS[kind])

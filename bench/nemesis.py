@@ -13,12 +13,10 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 from uuid import UUID
@@ -27,7 +25,7 @@ import httpx
 from tqdm import tqdm
 from websockets.exceptions import WebSocketException
 
-from bench.cluster import Cluster
+from bench.cluster import Cluster, running_cluster
 from bench.faults import FAULTS
 from bench.reader import Reader
 from bench.record import record
@@ -176,18 +174,9 @@ def summary(history: History) -> dict[str, Any]:
 
 
 def run(seconds: float, seed: int, names: list[str]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="chatsite-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)  # run by root, PostgreSQL is another user
-        cluster = Cluster(folder)
-        cluster.start()
-        try:
-            history = asyncio.run(ordeal(cluster, seconds, seed, names))
-            history.wrong += wrong_in_the_database(cluster)
-        finally:
-            cluster.stop()
-            if "KEEP_LOG" in os.environ:
-                Path(os.environ["KEEP_LOG"]).write_text(cluster.log)
+    with running_cluster() as cluster:
+        history = asyncio.run(ordeal(cluster, seconds, seed, names))
+        history.wrong += wrong_in_the_database(cluster)
     return summary(history)
 
 

@@ -4,6 +4,7 @@ When Redis is away, a table counts instead, so that a limit is never open; nothi
 there.
 """
 
+import contextlib
 import json
 from typing import Any
 
@@ -15,6 +16,8 @@ from redis.retry import Retry
 from accounts.counts import CountsInTable
 from inference import redis_server
 from inference.redis_server import Away
+
+LATE_SECONDS = 3600  # of a count that begins here; its key names its window, so longer does no harm
 
 
 class Json:
@@ -56,6 +59,15 @@ class SharedCache(RedisCache):
             return self._table.add(self._name(key, version), value, seconds)
 
     def incr(self, key: str, delta: int = 1, version: int | None = None) -> int:
+        """Begins a count that is not there: it was added to the other store a moment ago."""
+        for _ in range(2):
+            with contextlib.suppress(ValueError):
+                return self._incr(key, delta, version)
+            if self.add(key, delta, LATE_SECONDS, version):
+                break
+        return delta
+
+    def _incr(self, key: str, delta: int, version: int | None) -> int:
         try:
             return int(self._ask("incr", key, delta, version))
         except Away:

@@ -2,13 +2,11 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from bench.cluster import Cluster
+from bench.cluster import Cluster, running_cluster
 from bench.reader import Reader
 from bench.site import Person
 from tests.chatsite.test_serve import COUNT
@@ -24,14 +22,8 @@ needs_nginx = [
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    # Not in pytest's folder, which it closes to others: run by root, PostgreSQL is another user.
-    with tempfile.TemporaryDirectory(prefix="chatsite-") as folder:
-        Path(folder).chmod(0o755)
-        made = Cluster(Path(folder), RATE_LIMIT_LOGIN="5/15m")
-        made.start()
+    with running_cluster(RATE_LIMIT_LOGIN="5/15m") as made:
         yield made
-        if made.process and made.process.poll() is None:
-            assert made.stop() == 0
 
 
 async def begin(cluster: Cluster, text: str = COUNT, until: int = 60) -> Reader:

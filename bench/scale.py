@@ -1,0 +1,154 @@
+"""How much one process of a role bears: python -m bench.scale streams|sockets
+
+The simulated model answers, everything else is real; the people are on the same machine.
+"""
+
+import asyncio
+import contextlib
+import os
+import resource
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection
+
+from bench.cluster import Cluster, running_cluster
+from bench.footprint import megabytes
+from bench.reader import Reader
+from bench.record import record
+from bench.site import Person, descendants, watch
+
+STREAMS, PACE = 250, 100
+QUESTION, TOKENS = f"count 152 pace={PACE}", 499  # a token a character
+FINISH_SECONDS = 5.25
+SOCKETS, SOCKET_KIB, ACCEPTS_A_SECOND, STALL_MS = 5_000, 40.0, 800, 50.0
+AT_ONCE = 50
+
+
+def quantile(values: list[float], share: float) -> float:
+    return quantiles(values, n=1000, method="inclusive")[round(share * 1000) - 1]
+
+
+# --- many answers at once, all read through one realtime process ---------------------------
+async def streams(cluster: Cluster) -> dict[str, Any]:
+    people = [await Person(cluster).arrive() for _ in range(STREAMS // 5)]
+    await asyncio.sleep(3)  # the titles of the arrivals
+    gate = asyncio.Semaphore(AT_ONCE)
+    reads = [_read(person, cluster.replicas[0], gate) for person in people for _ in range(5)]
+    seconds = await asyncio.gather(*reads)
+    return {
+        "streams": len(seconds),
+        "tokens each": TOKENS,
+        "first token to last, at this pace s": (TOKENS - 1) / PACE,
+        "first token to end, median s": round(median(seconds), 2),
+        "first token to end, p95 s": round(quantile(seconds, 0.95), 2),
+        "first token to end, limit of the p95 s": FINISH_SECONDS,
+    }
+
+
+async def _read(person: Person, replica: str, gate: asyncio.Semaphore) -> float:
+    async with gate:
+        reader = Reader(person, await person.ask(QUESTION))
+    async with person.socket(replica) as socket:
+        began = 0.0
+        async for frame in watch(socket, reader.generation):
+            reader.take(frame)
+            began = began or (time.perf_counter() if reader.text else 0.0)
+        assert (reader.status, len(reader.text)) == ("done", TOKENS)
+        return time.perf_counter() - began
+
+
+# --- many pages that are open and do nothing -------------------------------------------------
+async def sockets(cluster: Cluster) -> dict[str, Any]:
+    person = await Person(cluster).arrive()
+    pid = _process_that_serves(cluster)
+    gate = asyncio.Semaphore(AT_ONCE)
+    async with contextlib.AsyncExitStack() as stack:
+        probe = await stack.enter_async_context(person.socket(cluster.replicas[0]))
+        await asyncio.sleep(5)
+        before = megabytes(pid)
+        started = time.perf_counter()
+        await asyncio.gather(*(_open(person, cluster.replicas[0], gate) for _ in range(SOCKETS)))
+        opening = time.perf_counter() - started
+        await asyncio.sleep(10)
+        each = (megabytes(pid) - before) * 1024 / SOCKETS
+        busy = _cpu_seconds(pid)
+        stalls = await _stalls(probe, 20)
+        busy = (_cpu_seconds(pid) - busy) / 20
+    return {
+        "sockets": SOCKETS,
+        "memory of a socket, KiB": round(each, 1),
+        "memory of a socket, limit KiB": SOCKET_KIB,
+        "opened a second": round(SOCKETS / opening),
+        "opened a second, limit": ACCEPTS_A_SECOND,
+        "of a core, while they are idle": round(busy, 2),
+        "answer to a ping, median ms": round(median(stalls), 2),
+        "answer to a ping, p99.9 ms": round(quantile(stalls, 0.999), 1),
+        "answer to a ping, limit of the p99.9 ms": STALL_MS,
+    }
+
+
+OPEN: list[asyncio.StreamWriter] = []
+
+
+async def _open(person: Person, replica: str, gate: asyncio.Semaphore) -> None:
+    """By hand: a library's own time would count as the server's."""
+    host, port = replica.removeprefix("http://").split(":")
+    async with gate:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = [
+            "GET /ws/ HTTP/1.1", f"Host: {host}:{port}", f"Origin: {replica}",
+            "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", f"Cookie: {person.cookies}",
+        ]  # fmt: skip
+        writer.write("\r\n".join([*head, "", ""]).encode())
+        status = await reader.readuntil(b"\r\n\r\n")
+        assert status.startswith(b"HTTP/1.1 101"), status
+        assert b"hello" in await reader.read(200)
+    OPEN.append(writer)
+
+
+async def _stalls(probe: ClientConnection, seconds: float) -> list[float]:
+    """Milliseconds that the event loop needs for the smallest of its jobs."""
+    found = []
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        sent = time.perf_counter()
+        await (await probe.ping())
+        found.append((time.perf_counter() - sent) * 1000)
+        await asyncio.sleep(0.01)
+    return found
+
+
+def _process_that_serves(cluster: Cluster) -> int:
+    """gunicorn's worker, below the first of the realtime replicas."""
+    return descendants(min(cluster.pids_of("realtime")))[-1]
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+PARTS: dict[str, tuple[Callable[[Cluster], Awaitable[dict[str, Any]]], dict[str, str]]] = {
+    "streams": (streams, {"WORKER_SLOTS": "128", "MAX_QUEUED": "0"}),
+    "sockets": (sockets, {}),
+}
+
+
+def main() -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    for part in sys.argv[1:] or list(PARTS):
+        measure, environment = PARTS[part]
+        with running_cluster(**environment) as cluster:
+            figures = asyncio.run(measure(cluster))
+        record(f"scale-{part}", figures, "make cluster, people on the same machine")
+
+
+if __name__ == "__main__":
+    main()
