@@ -17,6 +17,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection
 
 from bench.cluster import Cluster, running_cluster
+from bench.faults import stopped
 from bench.footprint import megabytes
 from bench.reader import Reader
 from bench.record import record
@@ -25,7 +26,12 @@ from bench.site import Person, descendants, watch
 STREAMS, PACE = 250, 100
 QUESTION, TOKENS = f"count 152 pace={PACE}", 499  # a token a character
 FINISH_SECONDS = 5.25
-SOCKETS, SOCKET_KIB, ACCEPTS_A_SECOND, STALL_MS = 5_000, 40.0, 800, 50.0
+SOCKETS, SOCKET_KIB, ACCEPTS_A_SECOND, STALL_MS = (
+    int(os.environ.get("SOCKETS") or 5_000),
+    40.0,
+    800,
+    50.0,
+)
 AT_ONCE = 50
 
 
@@ -35,11 +41,19 @@ def quantile(values: list[float], share: float) -> float:
 
 # --- many answers at once, all read through one realtime process ---------------------------
 async def streams(cluster: Cluster) -> dict[str, Any]:
+    """All wait in the queue and are watched before the workers, frozen so far, begin."""
     people = [await Person(cluster).arrive() for _ in range(STREAMS // 5)]
     await asyncio.sleep(3)  # the titles of the arrivals
-    gate = asyncio.Semaphore(AT_ONCE)
-    reads = [_read(person, cluster.replicas[0], gate) for person in people for _ in range(5)]
+    with stopped(cluster.pids_of("worker")):
+        gate = asyncio.Semaphore(AT_ONCE)
+        asked = [_ask(person, gate) for person in people for _ in range(5)]
+        readers = await asyncio.gather(*asked)
+        reads = [asyncio.create_task(_read(one, cluster.replicas[0])) for one in readers]
+        await asyncio.sleep(5)  # every socket is open
+    pid = _process_that_serves(cluster)
+    busy, started = _cpu_seconds(pid), time.perf_counter()
     seconds = await asyncio.gather(*reads)
+    took = time.perf_counter() - started
     return {
         "streams": len(seconds),
         "tokens each": TOKENS,
@@ -47,13 +61,19 @@ async def streams(cluster: Cluster) -> dict[str, Any]:
         "first token to end, median s": round(median(seconds), 2),
         "first token to end, p95 s": round(quantile(seconds, 0.95), 2),
         "first token to end, limit of the p95 s": FINISH_SECONDS,
+        "from the workers' wake-up to the last end, s": round(took, 2),
+        "of a core, the realtime process": round((_cpu_seconds(pid) - busy) / took, 2),
+        "longest pause of a stream, median s": round(median(r.longest_pause for r in readers), 2),
     }
 
 
-async def _read(person: Person, replica: str, gate: asyncio.Semaphore) -> float:
+async def _ask(person: Person, gate: asyncio.Semaphore) -> Reader:
     async with gate:
-        reader = Reader(person, await person.ask(QUESTION))
-    async with person.socket(replica) as socket:
+        return Reader(person, await person.ask(QUESTION))
+
+
+async def _read(reader: Reader, replica: str) -> float:
+    async with reader.person.socket(replica) as socket:
         began = 0.0
         async for frame in watch(socket, reader.generation):
             reader.take(frame)

@@ -23,6 +23,7 @@ from chats.frames import (
     WatchChat,
     parse,
 )
+from chats.keeper import keeper
 from chats.models import Chat
 from chats.outbox import Outbox, TooSlow
 from chats.sessions import person_of, session_key
@@ -32,8 +33,6 @@ logger = logging.getLogger(__name__)
 PROTOCOL = 1
 MAX_WATCHES = 16
 MAX_MALFORMED = 5
-SESSION_CHECK_SECONDS = 4.0
-HEARTBEAT_SECONDS = 15.0
 CLOSE_SECONDS = 5.0
 SESSION_OVER, READER_TOO_SLOW, TOO_LARGE, UNSUPPORTED, RESTARTING, BROKEN = (
     4401, 4008, 1009, 1003, 1012, 1011,
@@ -55,6 +54,7 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
         try:
             await super().__call__(scope, receive, send)
         finally:
+            keeper().remove(self)
             self._cancel_tasks()
 
     async def dispatch(self, message: dict[str, Any]) -> None:
@@ -67,14 +67,13 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
     async def connect(self) -> None:
         await self.accept()
         self.session_key = session_key(self.scope)
-        person = await tail.patiently(person_of, self.session_key)
+        person, self.standing = await tail.patiently(person_of, self.session_key)
         if person is None:
             await self._close(SESSION_OVER)
             return
         self.user = person
+        keeper().add(self)
         self._start("outbox", self.outbox.run)
-        self._start("session", self._check_session)
-        self._start("heartbeat", self._beat)
         self._start("list", lambda: self._forward(tail.follow_list(person.pk)))
         await self.outbox.put({"type": "hello", "protocol": PROTOCOL})
 
@@ -149,17 +148,8 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
     async def _error(self, code: str, sentence: str, **about: object) -> None:
         await self.outbox.put({"type": "error", "code": code, "message": sentence, **about})
 
-    async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-            await self.outbox.put({"type": "pong"})
-
-    async def _check_session(self) -> None:
-        while True:
-            await asyncio.sleep(SESSION_CHECK_SECONDS)
-            if await tail.patiently(person_of, self.session_key) != self.user:
-                await self._close(SESSION_OVER)
-                return
+    async def leave(self) -> None:
+        await self._close(SESSION_OVER)
 
     # --- tasks and the end ----------------------------------------------------------------
     def _start(self, key: object, work: Callable[[], Awaitable[None]]) -> None:
@@ -205,7 +195,7 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
                 self.app.cancel()
 
 
-OWN_TASKS = ("outbox", "session", "heartbeat", "list")
+OWN_TASKS = ("outbox", "list")
 HANDLERS: dict[type[ClientFrame], Callable[[ChatSocket, Any], Awaitable[None]]] = {
     Watch: ChatSocket.watch,
     Unwatch: ChatSocket.unwatch,
@@ -216,7 +206,7 @@ HANDLERS: dict[type[ClientFrame], Callable[[ChatSocket, Any], Awaitable[None]]] 
 
 def _authorise(session_key: str, frame: ClientFrame) -> tuple[User | None, bool]:
     """Who is asking now, and whether what the frame names is theirs."""
-    person = person_of(session_key)
+    person, _ = person_of(session_key)
     if person is None:
         return None, False
     if isinstance(frame, Watch):

@@ -37,6 +37,13 @@ class Outbox:
             self._bytes += size
             self._change.notify_all()
 
+    async def put_if_empty(self, frame: dict[str, Any]) -> None:
+        """Never waits for room: where frames are on their way, one more says nothing new."""
+        async with self._change:
+            is_empty = not self._frames
+        if is_empty:
+            await self.put(frame)
+
     def _has_room(self, size: int) -> bool:
         fits = self._bytes + size <= MAX_BYTES and len(self._frames) < MAX_EVENTS
         return fits or not self._frames

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from typing import Any
 
 wsgi_app = "chatsite.asgi:application"
@@ -32,6 +33,7 @@ def post_worker_init(worker: Any) -> None:
     """On SIGTERM say goodbye to every socket before gunicorn waits for connections to end."""
     from chatsite.draining import begin_draining
 
+    sys.setswitchinterval(0.0005)
     gc.collect()
     gc.freeze()  # what is loaded now stays; the collector need not look at it again
 

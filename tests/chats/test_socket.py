@@ -13,7 +13,7 @@ from django.db import connection
 from django.test import Client
 
 from accounts.models import User
-from chats import consumers, outbox, tail
+from chats import keeper, outbox, tail
 from chats.consumers import ChatSocket, close_all
 from chats.frames import FRAMES
 from chats.models import Chat, Message
@@ -221,7 +221,7 @@ async def test_nobody_and_a_forged_session_are_sent_away():
 
 @pytest.fixture
 def _quick_checks(monkeypatch):
-    monkeypatch.setattr(consumers, "SESSION_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(keeper, "SESSION_CHECK_SECONDS", 0.1)
 
 
 def log_out(user):
@@ -313,7 +313,7 @@ async def test_a_page_may_watch_only_so_many_things(alice, release):
 
 
 async def test_heartbeats_come_unasked(alice, monkeypatch):
-    monkeypatch.setattr(consumers, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(keeper, "HEARTBEAT_SECONDS", 0.05)
     async with page(alice) as socket:
         assert await next_of(socket, "pong") == {"type": "pong"}
         assert await next_of(socket, "pong") == {"type": "pong"}

@@ -1,0 +1,110 @@
+"""Looks after all sockets of an event loop together: who may stay, and a sign of life.
+
+A task, a timer and two queries for each socket would cost more than all that the sockets do.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+from accounts.models import User
+from chats import tail
+from chats.outbox import Outbox
+from chats.sessions import Standing, person_of, standings
+
+logger = logging.getLogger(__name__)
+SESSION_CHECK_SECONDS = 4.0
+HEARTBEAT_SECONDS = 15.0
+LOOKS = 16  # in that time: a part of the sockets each, so that they do not all come at once
+BATCH = 500  # sessions in one query
+
+
+class Kept(Protocol):
+    session_key: str
+    user: User
+    standing: Standing
+    outbox: Outbox
+    checked_at: float
+    beaten_at: float
+
+    async def leave(self) -> None:
+        """The session is over."""
+
+
+class Keeper:
+    def __init__(self) -> None:
+        self._sockets: set[Kept] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def add(self, socket: Kept) -> None:
+        socket.checked_at = socket.beaten_at = time.monotonic()
+        self._sockets.add(socket)
+        if not self._tasks:
+            loop = asyncio.get_running_loop()
+            self._tasks = [
+                loop.create_task(_again(self._check, lambda: SESSION_CHECK_SECONDS / LOOKS)),
+                loop.create_task(_again(self._beat, lambda: HEARTBEAT_SECONDS / LOOKS)),
+            ]
+
+    def remove(self, socket: Kept) -> None:
+        self._sockets.discard(socket)
+        if not self._sockets:
+            for task in self._tasks:
+                task.cancel()
+            self._tasks = []
+
+    async def _beat(self) -> None:
+        now = time.monotonic()
+        for socket in [one for one in self._sockets if one.beaten_at + HEARTBEAT_SECONDS <= now]:
+            socket.beaten_at = now
+            await socket.outbox.put_if_empty({"type": "pong"})
+
+    async def _check(self) -> None:
+        now = time.monotonic()
+        due = [one for one in self._sockets if one.checked_at + SESSION_CHECK_SECONDS <= now]
+        for some in _batches(due):
+            people = {one.session_key: one.user.pk for one in some}
+            found = await tail.patiently(standings, people)
+            for socket in some:
+                socket.checked_at = now
+                if found.get(socket.session_key) != socket.standing:
+                    await _look_closer(socket)
+
+
+async def _look_closer(socket: Kept) -> None:
+    """What the session rests upon has changed: that is no reason to go by itself."""
+    person, standing = await tail.patiently(person_of, socket.session_key)
+    if person is None or person != socket.user:
+        # Closing waits for the other side, and the others must not.
+        task = asyncio.create_task(socket.leave())
+        _leaving.add(task)
+        task.add_done_callback(_leaving.discard)
+    else:
+        socket.standing = standing
+
+
+async def _again(work: Callable[[], Awaitable[None]], seconds: Callable[[], float]) -> None:
+    while True:
+        await asyncio.sleep(seconds())
+        try:
+            await work()
+        except Exception:
+            logger.exception("A look at the open sockets failed")
+
+
+def _batches(sockets: Collection[Kept]) -> Iterator[list[Kept]]:
+    listed = list(sockets)
+    for start in range(0, len(listed), BATCH):
+        yield listed[start : start + BATCH]
+
+
+_leaving: set[asyncio.Task[None]] = set()
+_by_loop: "WeakKeyDictionary[asyncio.AbstractEventLoop, Keeper]" = WeakKeyDictionary()
+
+
+def keeper() -> Keeper:
+    """The one of this event loop."""
+    return _by_loop.setdefault(asyncio.get_running_loop(), Keeper())
