@@ -1,4 +1,4 @@
-"""How much one process of a role bears: python -m bench.scale streams|sockets
+"""How much one process of a role bears: python -m bench.scale streams|sockets|answers
 
 The simulated model answers, everything else is real; the people are on the same machine.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection
 
-from bench.cluster import Cluster, running_cluster
+from bench.cluster import MARKS, Cluster, running_cluster
 from bench.faults import stopped
 from bench.footprint import megabytes
 from bench.reader import Reader
@@ -148,6 +148,41 @@ async def _stalls(probe: ClientConnection, seconds: float) -> list[float]:
     return found
 
 
+# --- what one answer costs each role ---------------------------------------------------------
+ANSWERS, ANSWER = 300, "count 64 pace=60"  # 180 tokens in three seconds, read to the end
+
+
+async def answers(cluster: Cluster) -> dict[str, Any]:
+    people = [await Person(cluster).arrive() for _ in range(20)]
+    await asyncio.sleep(3)  # the titles of the arrivals
+    before = _spent(cluster)
+
+    async def ask(person: Person) -> None:
+        for _ in range(ANSWERS // len(people)):
+            reader = Reader(person, await person.ask(ANSWER))
+            await reader.finish()
+            await person.http.get("/")
+
+    await asyncio.gather(*(ask(person) for person in people))
+    await asyncio.sleep(3)
+    spent = _spent(cluster)
+    rows = {
+        role: {"ms of a core": round((spent[role] - before[role]) * 1000 / ANSWERS, 1)}
+        for role in spent
+    }
+    return {"an answer with its title and a page, by role": rows}
+
+
+def _spent(cluster: Cluster) -> dict[str, float]:
+    """Seconds of processors so far."""
+    postgres = int((cluster.folder / "postgres" / "postmaster.pid").read_text().split()[0])
+    first = {role: cluster.pids_of(role) for role in MARKS} | {"postgres": [postgres]}
+    return {
+        role: sum(_cpu_seconds(below) for pid in pids for below in (pid, *descendants(pid)))
+        for role, pids in first.items()
+    }
+
+
 def _process_that_serves(cluster: Cluster) -> int:
     """gunicorn's worker, below the first of the realtime replicas."""
     return descendants(min(cluster.pids_of("realtime")))[-1]
@@ -161,6 +196,7 @@ def _cpu_seconds(pid: int) -> float:
 PARTS: dict[str, tuple[Callable[[Cluster], Awaitable[dict[str, Any]]], dict[str, str]]] = {
     "streams": (streams, {"WORKER_SLOTS": "128", "MAX_QUEUED": "0"}),
     "sockets": (sockets, {}),
+    "answers": (answers, {"MAX_QUEUED": "0"}),
 }
 
 
@@ -171,7 +207,7 @@ def main() -> None:
         measure, environment = PARTS[part]
         with running_cluster(**environment) as cluster:
             figures = asyncio.run(measure(cluster))
-        record(f"scale-{part}-{figures[part]}", figures, "make cluster, people on the same machine")
+        record(f"scale-{part}", figures, "make cluster, people on the same machine")
 
 
 if __name__ == "__main__":
