@@ -82,7 +82,7 @@ class Cluster:
         assert self.process
         below = descendants(self.process.pid)
         found = [pid for pid in below if MARKS[role] in command_of(pid)]
-        return [pid for pid in found if os.getpgid(pid) == pid]
+        return [pid for pid in found if _is_first(pid)]
 
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
         """The whole group of a replica, as the end of its container would be."""
@@ -132,6 +132,13 @@ def running_cluster(model: str = "simulated", **environment: str) -> Iterator[Cl
                 assert running.stop() == 0
             if "KEEP_LOG" in os.environ:
                 Path(os.environ["KEEP_LOG"]).write_text(running.log)
+
+
+def _is_first(pid: int) -> bool:
+    """Of its group, and alive."""
+    with contextlib.suppress(ProcessLookupError):
+        return os.getpgid(pid) == pid
+    return False
 
 
 def _answers(url: str) -> bool:

@@ -26,18 +26,22 @@ def _one(cluster: Cluster, role: str, chance: random.Random) -> list[int]:
 
 
 def killed(role: str) -> Fault:
-    def fault(cluster: Cluster, chance: random.Random) -> None:
-        for pid in _one(cluster, role, chance):
+    def fault(cluster: Cluster, chance: random.Random) -> bool:
+        found = _one(cluster, role, chance)
+        for pid in found:
             cluster.kill(pid)
+        return bool(found)
 
     return fault
 
 
 def told_to_end(role: str, times: int = 1) -> Fault:
-    def fault(cluster: Cluster, chance: random.Random) -> None:
-        for pid in _one(cluster, role, chance) * times:
+    def fault(cluster: Cluster, chance: random.Random) -> bool:
+        found = _one(cluster, role, chance)
+        for pid in found * times:
             cluster.kill(pid, signal.SIGTERM)
             time.sleep(0.2)
+        return bool(found)
 
     return fault
 
@@ -57,18 +61,13 @@ def stopped(pids: list[int]) -> Iterator[None]:
 
 
 def frozen(role: str, least: float, most: float) -> Fault:
-    def fault(cluster: Cluster, chance: random.Random) -> None:
+    def fault(cluster: Cluster, chance: random.Random) -> bool:
         found = _one(cluster, role, chance)
-        with stopped([pid for first in found for pid in (first, *_below(first))]):
-            time.sleep(chance.uniform(least, most))
+        with stopped([pid for first in found for pid in (first, *descendants(first))]):
+            time.sleep(chance.uniform(least, most) if found else 0)
+        return bool(found)
 
     return fault
-
-
-def _below(pid: int) -> list[int]:
-    with contextlib.suppress(FileNotFoundError):
-        return descendants(pid)
-    return []
 
 
 def every_worker_killed(cluster: Cluster, chance: random.Random) -> None:
@@ -77,29 +76,45 @@ def every_worker_killed(cluster: Cluster, chance: random.Random) -> None:
 
 
 def redis(command: Callable[["Redis"], object]) -> Fault:
-    def fault(cluster: Cluster, chance: random.Random) -> None:
-        with contextlib.suppress(RedisError):
+    def fault(cluster: Cluster, chance: random.Random) -> bool:
+        try:
             command(redis_of(cluster))
+        except RedisError:  # it is just being started again
+            return False
+        return True
 
     return fault
 
 
-def redis_full(cluster: Cluster, chance: random.Random) -> None:
-    with contextlib.suppress(RedisError):
-        redis_of(cluster).config_set("maxmemory", "1mb")
-        time.sleep(chance.uniform(1, 3))
-        redis_of(cluster).config_set("maxmemory", "0")
+def redis_full(cluster: Cluster, chance: random.Random) -> bool:
+    """Until it is started again it would stay so: no failure of the undo may be passed over."""
+    if not redis(lambda client: client.config_set("maxmemory", "1mb"))(cluster, chance):
+        return False
+    time.sleep(chance.uniform(1, 3))
+    for _ in range(50):
+        if redis(lambda client: client.config_set("maxmemory", "0"))(cluster, chance):
+            return True
+        time.sleep(0.2)
+    raise AssertionError("Redis could not be told that it has room again")
 
 
 def postgres_away(cluster: Cluster, chance: random.Random) -> None:
+    with postgres_stopped(cluster):
+        time.sleep(chance.uniform(0.5, 4))
+
+
+@contextlib.contextmanager
+def postgres_stopped(cluster: Cluster) -> Iterator[None]:
     cluster.postgres("stop")
-    time.sleep(chance.uniform(0.5, 4))
-    cluster.postgres("start")
+    try:
+        yield
+    finally:
+        cluster.postgres("start")
 
 
 def postgres_frozen(cluster: Cluster, chance: random.Random) -> None:
     first = int((cluster.folder / "postgres" / "postmaster.pid").read_text().split()[0])
-    with stopped([first, *_below(first)]):
+    with stopped([first, *descendants(first)]):
         time.sleep(chance.uniform(1, 5))
 
 

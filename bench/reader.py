@@ -18,14 +18,19 @@ class Reader:
         self.text, self.epoch, self.seq, self.status = "", 0, 0, ""
         self.resets = 0
         self.longest_pause = 0.0  # seconds between two pieces of text
+        self.has_left = False
         self._moved_at = 0.0
 
     async def read(self, until: int = 10**9, url: str = "") -> None:
         """On one socket, until there are so many characters or the answer ends."""
+        if self.has_left:
+            self._moved_at = 0.0  # its own absence is no pause of the answer's
+        self.has_left = False
         async with self.person.socket(url) as socket:
             async for frame in watch(socket, self.generation, self.epoch, self.seq):
                 self.take(frame)
                 if len(self.text) >= until:
+                    self.has_left = True
                     return
 
     async def finish(self, url: str = "", seconds: float = 120) -> None:
@@ -46,12 +51,18 @@ class Reader:
             self.resets += bool(self.text)
             self.epoch, self.seq, self.text = frame["epoch"], 0, self.text[: frame["to"]]
         elif frame["type"] == "end":
+            here = (self.epoch, self.seq + 1)
+            assert (frame["epoch"], frame["seq"]) == here, f"an end at {frame['seq']}, at {here}"
             self.status = frame["status"]
+            self._moved()
 
     def _add(self, frame: dict[str, Any]) -> None:
         here = (self.epoch, self.seq + 1, len(self.text))
         assert (frame["epoch"], frame["seq"], frame["offset"]) == here, f"{frame} at {here}"
         self.seq, self.text = frame["seq"], self.text + frame["text"]
+        self._moved()
+
+    def _moved(self) -> None:
         now = time.monotonic()
         if self._moved_at:
             self.longest_pause = max(self.longest_pause, now - self._moved_at)

@@ -1,4 +1,4 @@
-"""How much one process of a role bears: python -m bench.scale streams|sockets|answers
+"""How much one process of a role bears: python -m bench.scale streams|sockets|storm|answers
 
 The simulated model answers, everything else is real; the people are on the same machine.
 """
@@ -6,6 +6,7 @@ The simulated model answers, everything else is real; the people are on the same
 import asyncio
 import contextlib
 import os
+import random
 import resource
 import sys
 import time
@@ -148,6 +149,34 @@ async def _stalls(probe: ClientConnection, seconds: float) -> list[float]:
     return found
 
 
+# --- everybody comes back at once ------------------------------------------------------------
+RETURNING, BACK_SECONDS = 2_000, 15.0
+
+
+async def storm(cluster: Cluster) -> dict[str, Any]:
+    """Their lines break together; as pages do, each comes back after a moment of its own."""
+    person = await Person(cluster).arrive()
+    gate = asyncio.Semaphore(AT_ONCE)
+    await asyncio.gather(*(_open(person, cluster.url, gate) for _ in range(RETURNING)))
+    for writer in OPEN:
+        writer.transport.abort()
+    all_at_once = asyncio.Semaphore(RETURNING)
+    started = time.perf_counter()
+
+    async def come_back() -> float:
+        await asyncio.sleep(random.uniform(0, 1))
+        await _open(person, cluster.url, all_at_once)
+        return time.perf_counter() - started
+
+    took = await asyncio.gather(*(come_back() for _ in range(RETURNING)))
+    return {
+        "sockets, through nginx to two processes": RETURNING,
+        "back, median s": round(median(took), 1),
+        "all back, s": round(max(took), 1),
+        "all back, limit s": BACK_SECONDS,
+    }
+
+
 # --- what one answer costs each role ---------------------------------------------------------
 ANSWERS, ANSWER = 300, "count 64 pace=60"  # 180 tokens in three seconds, read to the end
 
@@ -196,6 +225,7 @@ def _cpu_seconds(pid: int) -> float:
 PARTS: dict[str, tuple[Callable[[Cluster], Awaitable[dict[str, Any]]], dict[str, str]]] = {
     "streams": (streams, {"WORKER_SLOTS": "128", "MAX_QUEUED": "0"}),
     "sockets": (sockets, {}),
+    "storm": (storm, {}),
     "answers": (answers, {"MAX_QUEUED": "0"}),
 }
 

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 from channels.exceptions import StopConsumer
@@ -34,6 +34,8 @@ PROTOCOL = 1
 MAX_WATCHES = 16
 MAX_MALFORMED = 5
 CLOSE_SECONDS = 5.0
+DATABASE_SECONDS = 20.0
+T = TypeVar("T")
 SESSION_OVER, READER_TOO_SLOW, TOO_LARGE, UNSUPPORTED, RESTARTING, BROKEN = (
     4401, 4008, 1009, 1003, 1012, 1011,
 )  # fmt: skip
@@ -67,7 +69,11 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
     async def connect(self) -> None:
         await self.accept()
         self.session_key = session_key(self.scope)
-        person, self.standing = await tail.patiently(person_of, self.session_key)
+        try:
+            person, self.standing = await _soon(person_of, self.session_key)
+        except TimeoutError:
+            await self._close(RESTARTING)
+            return
         if person is None:
             await self._close(SESSION_OVER)
             return
@@ -87,6 +93,8 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
             await self._count_malformed(str(error))
         except TooSlow:
             await self._close(READER_TOO_SLOW)
+        except TimeoutError:
+            await self._close(RESTARTING)  # the page comes back when the database does
 
     async def _receive(self, text: str | None) -> None:
         if text is None:
@@ -96,7 +104,7 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
             await self._close(TOO_LARGE)
             return
         frame = parse(text)
-        person, is_visible = await tail.patiently(_authorise, self.session_key, frame)
+        person, is_visible = await _soon(_authorise, self.session_key, frame)
         if person != self.user:
             await self._close(SESSION_OVER)
         elif is_visible:
@@ -193,6 +201,15 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
             # The connection is stuck: end its application, and the server drops it.
             if self.app and self.app is not asyncio.current_task():
                 self.app.cancel()
+
+
+async def _soon(look: Callable[..., T], *args: Any) -> T:
+    """Read patiently, for a while: nobody may leave as long as a frame of theirs is at work.
+
+    Raises TimeoutError.
+    """
+    async with asyncio.timeout(DATABASE_SECONDS):
+        return await tail.patiently(look, *args)
 
 
 OWN_TASKS = ("outbox", "list")

@@ -6,6 +6,7 @@ A task, a timer and two queries for each socket would cost more than all that th
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -13,7 +14,7 @@ from weakref import WeakKeyDictionary
 from accounts.models import User
 from chats import tail
 from chats.outbox import Outbox
-from chats.sessions import Standing, person_of, standings
+from chats.sessions import NOTHING, Standing, person_of, standings
 
 logger = logging.getLogger(__name__)
 SESSION_CHECK_SECONDS = 4.0
@@ -27,6 +28,7 @@ class Kept(Protocol):
     user: User
     standing: Standing
     outbox: Outbox
+    is_closing: bool
     checked_at: float
     beaten_at: float
 
@@ -64,26 +66,34 @@ class Keeper:
 
     async def _check(self) -> None:
         now = time.monotonic()
-        due = [one for one in self._sockets if one.checked_at + SESSION_CHECK_SECONDS <= now]
+        open_ones = [one for one in self._sockets if not one.is_closing]
+        due = [one for one in open_ones if one.checked_at + SESSION_CHECK_SECONDS <= now]
         for some in _batches(due):
             people = {one.session_key: one.user.pk for one in some}
             found = await tail.patiently(standings, people)
+            changed: dict[str, list[Kept]] = defaultdict(list)
             for socket in some:
                 socket.checked_at = now
                 if found.get(socket.session_key) != socket.standing:
-                    await _look_closer(socket)
+                    changed[socket.session_key].append(socket)
+            for key, sockets in changed.items():
+                await _look_closer(key, sockets, key in found)
 
 
-async def _look_closer(socket: Kept) -> None:
-    """What the session rests upon has changed: that is no reason to go by itself."""
-    person, standing = await tail.patiently(person_of, socket.session_key)
-    if person is None or person != socket.user:
+async def _look_closer(key: str, sockets: list[Kept], is_there: bool) -> None:
+    """What a session rests upon has changed: that is no reason to go by itself.
+
+    Once for all its sockets: with thousands of one person, others must not have to wait.
+    """
+    person, standing = await tail.patiently(person_of, key) if is_there else (None, NOTHING)
+    for socket in sockets:
+        if person is not None and person == socket.user:
+            socket.standing = standing
+            continue
         # Closing waits for the other side, and the others must not.
         task = asyncio.create_task(socket.leave())
         _leaving.add(task)
         task.add_done_callback(_leaving.discard)
-    else:
-        socket.standing = standing
 
 
 async def _again(work: Callable[[], Awaitable[None]], seconds: Callable[[], float]) -> None:

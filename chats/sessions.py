@@ -20,6 +20,7 @@ KEY = re.compile(r"[a-z0-9]{8,40}")
 # What a session rests upon, as it is stored: its own data, and the person's password. As long as
 # both are the same, and the person is active, whoever was let in may stay.
 Standing = tuple[str, str]
+NOTHING: Standing = ("", "")
 
 
 def session_key(scope: dict[str, Any]) -> str:
@@ -43,7 +44,7 @@ def person_of(key: str) -> tuple[User | None, Standing]:
         else None
     )
     if session is None or user is None:
-        return None, ("", "")
+        return None, NOTHING
     known = data.get(HASH_SESSION_KEY, "")
     is_theirs = constant_time_compare(known, user.get_session_auth_hash())
     return user if is_theirs else None, (session.session_data, user.password)

@@ -4,6 +4,7 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 from django.db import InterfaceError, OperationalError, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -35,13 +36,23 @@ class ReadAgain:
         return self._answer(request)
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
-        if request.method not in ("GET", "HEAD") or not is_away(error):
+        if request.method not in ("GET", "HEAD") or not _broke(error):
             return None
         connection.close_if_unusable_or_obsolete()
         match = request.resolver_match
         assert match
-        answer: HttpResponse = match.func(request, *match.args, **match.kwargs)
-        return answer
+        answer: Any = match.func(request, *match.args, **match.kwargs)
+        # Django renders what a view answers, but not what comes from here.
+        return answer.render() if hasattr(answer, "render") else answer  # type: ignore[no-any-return]
+
+
+def _broke(error: Exception) -> bool:
+    """Whether it was only this connection: who has waited for one has waited long enough."""
+    if connection.vendor != "postgresql" or not is_away(error):
+        return False
+    from psycopg_pool import PoolTimeout
+
+    return not isinstance(error.__cause__, PoolTimeout)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:

@@ -17,7 +17,7 @@ from accounts.counts import CountsInTable
 from inference import redis_server
 from inference.redis_server import Away
 
-LATE_SECONDS = 3600  # of a count that begins here; its key names its window, so longer does no harm
+LATE_SECONDS = 90_000  # a day, the longest window, and more; its key names the window
 
 
 class Json:

@@ -1,6 +1,7 @@
 """Log lines: one event, one line, nothing a stranger can forge."""
 
 import logging
+import time
 
 
 class OneLine(logging.Formatter):
@@ -24,3 +25,19 @@ class OneLine(logging.Formatter):
 
     def formatException(self, ei: "logging._SysExcInfoType") -> str:  # noqa: N802
         return "\n".join(f"    {line}" for line in super().formatException(ei).splitlines())
+
+
+class NowAndThen(logging.Filter):
+    """Lets a message of each kind through once in so many seconds; what varies in it is no kind."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._told_at: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now, kind = time.monotonic(), str(record.msg)
+        if now - self._told_at.get(kind, -self._seconds) < self._seconds:
+            return False
+        self._told_at[kind] = now
+        return True

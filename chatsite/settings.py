@@ -265,6 +265,7 @@ LOGGING = {
     "formatters": {
         "line": {"()": "chatsite.logs.OneLine", "format": "%(asctime)s %(levelname)s %(message)s"},
     },
+    "filters": {"now_and_then": {"()": "chatsite.logs.NowAndThen", "seconds": 30}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": "WARNING"},
     "loggers": {
@@ -272,5 +273,5 @@ LOGGING = {
         for name in ("chatsite", "accounts", "inference", "chats")
     }
     | {"django": {"handlers": [], "level": "WARNING", "propagate": True}}
-    | {"psycopg.pool": {"level": "ERROR"}},  # each attempt of each thread; we say it once
+    | {"psycopg.pool": {"filters": ["now_and_then"]}},  # it tells each attempt of each thread
 }

@@ -17,23 +17,19 @@ from chatsite.postgresql import room
 LOOK_SECONDS = 0.3  # the pool is asked anew, which is when it tries to connect
 REFUSED_SECONDS = 0.8  # and so long if the server refuses
 PATIENCE_SECONDS = 3.0  # longest wait when it is only slow, or all connections are in use
-SAY_AGAIN_SECONDS = 30.0
 log = logging.getLogger(__name__)
 _counted: set[str] = set()
 _refused_at: dict[str, float] = {}
 
 
 def _refused(pool: "ConnectionPool[Any]") -> None:
-    now = time.monotonic()
-    if now - _refused_at.get(pool.name, -SAY_AGAIN_SECONDS) >= SAY_AGAIN_SECONDS:
-        log.warning("PostgreSQL cannot be reached.")
-    _refused_at[pool.name] = now
+    _refused_at[pool.name] = time.monotonic()
 
 
 POOL: dict[str, Any] = {
     "min_size": 1,
     "timeout": LOOK_SECONDS,
-    "reconnect_timeout": 0,  # nothing is tried in the background: the next request does that
+    "reconnect_timeout": 0,  # tried twice at once, then not in the background: requests do that
     "reconnect_failed": _refused,
 }
 
@@ -50,7 +46,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         connection = self._from_pool(conn_params)
         try:
             ConnectionPool.check_connection(connection)
-        except psycopg.OperationalError:
+        except psycopg.Error:
             # The others were most likely broken together with it.
             self.pool.putconn(connection)
             self.pool.drain()
@@ -62,8 +58,11 @@ class DatabaseWrapper(base.DatabaseWrapper):
         """Each process that lasts says at its first connection if it is one too many."""
         if room.ROLE and self.pool.name not in _counted:
             _counted.add(self.pool.name)
-            if complaint := room.complaint(connection, self.pool.max_size):
-                log.warning(complaint)
+            try:
+                if complaint := room.complaint(connection, self.pool.max_size):
+                    log.warning(complaint)
+            except psycopg.Error as error:
+                log.warning("Connections could not be counted (%s).", type(error).__name__)
 
     def _from_pool(self, conn_params: dict[str, Any]) -> Any:
         started = time.monotonic()

@@ -6,7 +6,8 @@ from typing import Any
 
 KEPT_FOR_STAFF = 5  # connections: PostgreSQL keeps three, and people look around with others
 ROLE = os.environ.get("CHATSITE_ROLE", "")  # of a process that lasts (deploy/role.py)
-NAME = f"chatsite {ROLE or 'command'} {platform.node()[:30]} {os.getpid()}"  # 63 at most
+# 63 characters at most; the end of a pod's name is what tells it from others.
+NAME = f"chatsite {ROLE or 'command'} {platform.node()[-30:]} {os.getpid()}"
 COUNT = """
     SELECT current_setting('max_connections')::int, count(DISTINCT application_name)
     FROM pg_stat_activity WHERE application_name ~ '^chatsite (pages|realtime|worker) '

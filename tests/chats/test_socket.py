@@ -9,11 +9,10 @@ import pytest
 from asgiref.sync import sync_to_async
 from channels.testing import WebsocketCommunicator
 from django.contrib.sessions.models import Session
-from django.db import connection
+from django.db import OperationalError, connection
 from django.test import Client
 
-from accounts.models import User
-from chats import keeper, outbox, tail
+from chats import consumers, outbox, tail
 from chats.consumers import ChatSocket, close_all
 from chats.frames import FRAMES
 from chats.models import Chat, Message
@@ -219,35 +218,22 @@ async def test_nobody_and_a_forged_session_are_sent_away():
             assert await next_frame(socket) == 4401
 
 
-@pytest.fixture
-def _quick_checks(monkeypatch):
-    monkeypatch.setattr(keeper, "SESSION_CHECK_SECONDS", 0.1)
+async def test_a_database_that_stays_away_asks_the_page_to_come_back_later(
+    alice, answered, monkeypatch
+):
+    def away(*args):
+        raise OperationalError
 
-
-def log_out(user):
-    Session.objects.all().delete()
-
-
-def disable(user):
-    User.objects.update(is_active=False)
-
-
-def change_password(user):
-    user.set_password("another long password")
-    user.save()
-
-
-@pytest.mark.parametrize("ending", [log_out, disable, change_password])
-@pytest.mark.usefixtures("_quick_checks")
-async def test_a_session_that_ends_closes_its_sockets(alice, ending):
     async with page(alice) as socket:
-        await sync_to_async(ending)(alice)
-        assert await next_frame(socket) == 4401
+        monkeypatch.setattr(consumers, "DATABASE_SECONDS", 0.2)
+        monkeypatch.setattr(consumers, "_authorise", away)
+        await send(socket, type="ping")
+        assert await next_frame(socket) == 1012
 
 
 async def test_a_frame_after_the_session_ended_does_nothing(alice, answered):
     async with page(alice) as socket:
-        await sync_to_async(log_out)(alice)
+        await sync_to_async(Session.objects.all().delete)()
         await watch(socket, answered.generation_id)
         assert await next_frame(socket) == 4401
 
@@ -310,13 +296,6 @@ async def test_a_page_may_watch_only_so_many_things(alice, release):
         await send(socket, type="unwatch", generation=runs[0])
         await watch(socket, runs[-1])
         assert (await next_of(socket, "state", "error"))["type"] == "state"
-
-
-async def test_heartbeats_come_unasked(alice, monkeypatch):
-    monkeypatch.setattr(keeper, "HEARTBEAT_SECONDS", 0.05)
-    async with page(alice) as socket:
-        assert await next_of(socket, "pong") == {"type": "pong"}
-        assert await next_of(socket, "pong") == {"type": "pong"}
 
 
 async def test_a_reader_that_takes_nothing_is_closed(alice, release, pen, monkeypatch):

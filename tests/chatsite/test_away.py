@@ -1,5 +1,7 @@
 """A database that is away: reads are tried again, the rest hears when to come back."""
 
+import logging
+import time
 from typing import Any
 
 import psycopg
@@ -8,6 +10,7 @@ from django.db import OperationalError, connection
 from django.test import Client
 
 from accounts.models import User
+from chatsite.logs import NowAndThen
 
 
 def away(*args: Any) -> None:
@@ -20,15 +23,18 @@ def client() -> Client:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_page_is_answered_although_its_connection_was_ended(client: Client):
+@pytest.mark.parametrize("address", ["/", "/admin/", "/admin/accounts/user/"])
+def test_a_page_is_answered_although_its_connection_was_ended(client: Client, address: str):
     if connection.vendor != "postgresql":
         pytest.skip("SQLite has no connections that somebody else may end")
-    client.force_login(User.objects.create_user("ada"))
+    client.force_login(User.objects.create_superuser("ada"))
     connection.ensure_connection()
     pid = connection.connection.info.backend_pid
     with psycopg.connect(**connection.get_connection_params()) as other:
         other.execute("SELECT pg_terminate_backend(%s)", [pid])
-    assert client.get("/").status_code == 200
+    answer = client.get(address)
+    assert answer.status_code == 200
+    assert "ada" in answer.content.decode()
 
 
 @pytest.mark.django_db(transaction=True)
@@ -75,3 +81,16 @@ def test_a_statement_that_can_never_succeed_is_no_reason_to_come_back(client: Cl
     client.force_login(User.objects.create_user("ada"))
     with connection.execute_wrapper(broken):
         assert client.get("/").status_code == 500
+
+
+def test_what_each_attempt_would_tell_is_told_now_and_then(caplog: pytest.LogCaptureFixture):
+    logger = logging.getLogger("test.now-and-then")
+    logger.addFilter(NowAndThen(0.2))
+    for number in range(3):
+        logger.warning("error connecting: %s", number)
+        logger.warning("something else")
+    time.sleep(0.25)
+    logger.warning("error connecting: %s", 9)
+    assert [record.getMessage() for record in caplog.records] == [
+        "error connecting: 0", "something else", "error connecting: 9",
+    ]  # fmt: skip

@@ -72,11 +72,20 @@ def test_a_frame_that_does_not_fit_is_seen(frame: dict[str, Any]):
         reader.take(frame)
 
 
+END = {"type": "end", "status": "done", "epoch": 0, "seq": 1}
+
+
+def test_an_end_before_the_last_piece_is_seen():
+    reader = Reader(Person.__new__(Person), "one")
+    with pytest.raises(AssertionError, match="an end at"):
+        reader.take(END | {"seq": 2})
+
+
 def test_a_frame_after_the_end_is_seen():
     reader = Reader(Person.__new__(Person), "one")
-    reader.take({"type": "end", "status": "done"})
+    reader.take(END)
     with pytest.raises(AssertionError, match="after the end"):
-        reader.take({"type": "end", "status": "done"})
+        reader.take(END)
 
 
 def test_a_reader_that_was_reset_goes_on_from_the_start():

@@ -1,0 +1,86 @@
+"""What is done for all sockets of a process together: who may stay, and signs of life."""
+
+import asyncio
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.sessions.backends.db import SessionStore
+from django.contrib.sessions.models import Session
+
+from accounts.models import User
+from chats import keeper
+from tests.chats.test_socket import (
+    _close_connection,  # noqa: F401 - for these tests too
+    next_frame,
+    next_of,
+    page,
+    send,
+)
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def _quick_checks(monkeypatch):
+    monkeypatch.setattr(keeper, "SESSION_CHECK_SECONDS", 0.1)
+
+
+def log_out(user):
+    Session.objects.all().delete()
+
+
+def disable(user):
+    User.objects.update(is_active=False)
+
+
+def change_password(user):
+    user.set_password("another long password")
+    user.save()
+
+
+@pytest.mark.parametrize("ending", [log_out, disable, change_password])
+@pytest.mark.usefixtures("_quick_checks")
+async def test_a_session_that_ends_closes_its_sockets(alice, ending):
+    async with page(alice) as socket:
+        await sync_to_async(ending)(alice)
+        assert await next_frame(socket) == 4401
+
+
+@pytest.mark.usefixtures("_quick_checks")
+async def test_only_the_sockets_of_the_session_that_ended_are_closed(alice, bob):
+    async with page(alice) as hers, page(alice) as hers_too, page(bob) as his:
+        await sync_to_async(disable_one)(alice)
+        assert await next_of(hers, "nothing") == 4401
+        assert await next_of(hers_too, "nothing") == 4401
+        await asyncio.sleep(0.3)
+        await send(his, type="ping")
+        assert (await next_of(his, "pong"))["type"] == "pong"
+
+
+def disable_one(user):
+    User.objects.filter(pk=user.pk).update(is_active=False)
+
+
+@pytest.mark.usefixtures("_quick_checks")
+async def test_a_session_that_only_changed_keeps_its_sockets(alice):
+    async with page(alice) as socket:
+        await sync_to_async(write_something)()
+        await asyncio.sleep(0.3)
+        await send(socket, type="ping")
+        assert (await next_of(socket, "pong"))["type"] == "pong"
+        await sync_to_async(log_out)(alice)
+        assert await next_of(socket, "nothing") == 4401
+
+
+def write_something():
+    for session in Session.objects.all():
+        store = SessionStore(session.session_key)
+        store["seen"] = "something"
+        store.save()
+
+
+async def test_heartbeats_come_unasked(alice, monkeypatch):
+    monkeypatch.setattr(keeper, "HEARTBEAT_SECONDS", 0.05)
+    async with page(alice) as socket:
+        assert await next_of(socket, "pong") == {"type": "pong"}
+        assert await next_of(socket, "pong") == {"type": "pong"}
