@@ -183,7 +183,8 @@ def own_data() -> Path:
 
 def write_environment() -> None:
     """For commands about this cluster: set -a; . cluster-data/env; set +a; ./manage.py …"""
-    names = ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "MODELS_DIR")
+    names = ["DATABASE_URL", "REDIS_URL", "DATA_DIR", "MODELS_DIR"]
+    names += [name for name in ("MODEL", "PORT") if name in os.environ]
     file = FOLDER / "env"
     file.touch(mode=0o600)
     file.write_text("".join(f"{name}={shlex.quote(os.environ[name])}\n" for name in names))
@@ -278,7 +279,8 @@ def keep_running(cluster: list[Process]) -> None:
 
 
 def end(cluster: list[Process]) -> None:
-    say("cluster", "Draining: answers under way go on for a while…")
+    seconds = os.environ.get("DRAIN_SECONDS", "20")
+    say("cluster", f"Draining: answers under way go on for up to {seconds} s…")
     front = [process for process in cluster if process.label == "nginx"]
     rest = [process for process in cluster if process.label != "nginx"]
     for group, number in ((rest, signal.SIGTERM), (front, signal.SIGQUIT)):

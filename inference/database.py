@@ -7,6 +7,8 @@ connections per request inside one; neither suits dozens of streams.
 """
 
 import asyncio
+import logging
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -14,7 +16,7 @@ from functools import partial
 from threading import Barrier
 from typing import ParamSpec, TypeVar
 
-from django.db import connection, connections
+from django.db import Error, connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 P = ParamSpec("P")
@@ -71,6 +73,16 @@ def close_connections() -> None:
     pools = (_threads, _live_threads)
     for call in [pool.submit(close) for pool in pools for _ in range(THREADS)]:
         call.result()
+
+
+def log_failure(log: logging.Logger, sentence: str) -> None:
+    """Of the exception at hand: one line when it is the database's, which may be away."""
+    error = sys.exc_info()[1]
+    if isinstance(error, Error):
+        reason = (str(error).splitlines() or [""])[0]
+        log.warning("%s (%s: %s)", sentence, type(error).__name__, reason)
+    else:
+        log.error(sentence, exc_info=error)
 
 
 def now_sql(later: timedelta = timedelta()) -> str:

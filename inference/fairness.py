@@ -7,10 +7,12 @@ comes after at most one of them. Nothing is counted at a claim: the order is in 
 """
 
 import math
+from statistics import mean
 from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.db import connection
+from django.utils import timezone
 
 if TYPE_CHECKING:
     from accounts.models import User
@@ -60,7 +62,11 @@ def require_room(runs: "GenerationQuerySet", release: "Release") -> None:
 
 
 def expected_wait(runs: "GenerationQuerySet", release: "Release", position: int) -> int | None:
-    """Seconds until so many runs have begun, from how long the last ones took; None: not known."""
+    """Seconds until so many runs have begun, by how long runs take; None: not known.
+
+    The last ones that ended, and of those that are running the ones that take longer already:
+    else it would stay the same while everybody waits behind long answers.
+    """
     from inference.models import Worker
 
     slots = Worker.objects.slots_of(release.pk)
@@ -69,4 +75,8 @@ def expected_wait(runs: "GenerationQuerySet", release: "Release", position: int)
     seconds = [(end - start).total_seconds() for start, end in times[:RECENT_RUNS] if start and end]
     if not seconds or not slots:
         return None
-    return max(1, math.ceil(position * (sum(seconds) / len(seconds)) / slots))
+    usual, now = mean(seconds), timezone.now()
+    running = runs.filter(release=release, status="running").values_list("started_at", flat=True)
+    so_far = [(now - start).total_seconds() for start in running if start]
+    longer = [lasts for lasts in so_far if lasts > usual]
+    return max(1, math.ceil(position * mean([*seconds, *longer]) / slots))

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 
 from inference import doorbell
-from inference.database import in_database
+from inference.database import in_database, log_failure
 from inference.drive import Drive
 from inference.engines.base import Engine
 from inference.live_log import LiveLog
@@ -85,7 +85,7 @@ class Runner:
             for run in await in_database(claimed, self._release, self._boot_id, free, idle):
                 self._start(run, asked_at)
         except DatabaseError:
-            log.exception("The queue could not be read; trying again.")
+            log_failure(log, "The queue could not be read; trying again.")
 
     def _start(self, run: Generation, leased_at: float) -> None:
         if earlier := self._drives.get(run.pk):
@@ -119,7 +119,7 @@ class Runner:
                     await chore()
                 except Exception:
                     # Renewals must go on whatever happens: without them every lease lapses.
-                    log.exception("Housekeeping failed; trying again.")
+                    log_failure(log, "Housekeeping failed; trying again.")
             await asyncio.sleep(RENEW_SECONDS - (time.monotonic() - started))
 
     async def _renew(self) -> None:
@@ -139,7 +139,7 @@ class Runner:
                 await self._save()
             except Exception:
                 # Nothing is lost yet: what is not saved stays in memory, and in Redis.
-                log.exception("Answers could not be saved; trying again.")
+                log_failure(log, "Answers could not be saved; trying again.")
                 await asyncio.sleep(SAVE_SECONDS)
 
     async def _save(self) -> None:

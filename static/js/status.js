@@ -4,7 +4,7 @@
 const WORDS = {
   queued: ({ away, position, wait }) => {
     if (away) return "Waiting for the model’s server";
-    return position ? `Position ${position}${wait ? `, about ${wait} s` : ""}` : "Waiting";
+    return position ? `Position ${position} in the queue${wait ? `, about ${wait} s` : ""}` : "Waiting";
   },
   loading: ({ percent }) => `Loading the model${percent ? `, ${percent} %` : ""}`,
   running: () => "",

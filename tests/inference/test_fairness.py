@@ -1,5 +1,6 @@
 """Who is served next when many wait, and when there is no room for more."""
 
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
@@ -7,6 +8,7 @@ from django.db import connection
 from django.db.models import F
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from accounts.models import Tier, User
 from inference import fairness
@@ -117,3 +119,20 @@ def test_a_full_queue_says_when_there_will_be_room(alice: User, release: Release
     with pytest.raises(fairness.QueueFull) as full:
         fairness.require_room(Generation.objects.all(), release)
     assert full.value.retry_after == 1
+
+
+def test_the_expected_wait_grows_while_those_in_front_take_longer_than_usual(
+    alice: User, release: Release
+):
+    now = timezone.now()
+    Worker.objects.create(boot_id=uuid4(), node="n", pid=1, release=release, state="ready", slots=1)
+    ask(alice, release, 2)
+    runs = Generation.objects.order_by("turn")
+    ended, running = list(runs)
+    Generation.objects.filter(pk=ended.pk).update(
+        status="done", started_at=now - timedelta(seconds=3), finished_at=now
+    )
+    assert fairness.expected_wait(Generation.objects.all(), release, 1) == 3
+    begun = now - timedelta(seconds=57)
+    Generation.objects.filter(pk=running.pk).update(status="running", started_at=begun)
+    assert fairness.expected_wait(Generation.objects.all(), release, 1) in (30, 31)
