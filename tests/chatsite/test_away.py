@@ -10,7 +10,9 @@ from django.db import OperationalError, connection
 from django.test import Client
 
 from accounts.models import User
+from chats.models import Chat, Message
 from chatsite.logs import NowAndThen
+from inference.models import Release
 
 
 def away(*args: Any) -> None:
@@ -81,6 +83,32 @@ def test_a_statement_that_can_never_succeed_is_no_reason_to_come_back(client: Cl
     client.force_login(User.objects.create_user("ada"))
     with connection.execute_wrapper(broken):
         assert client.get("/").status_code == 500
+
+
+@pytest.mark.django_db(transaction=True)
+def test_row_26_a_full_disk_is_told_and_leaves_nothing_half_done(
+    client: Client, release: Release, settings: Any
+):
+    if connection.vendor != "sqlite":
+        pytest.skip("a limit on its pages stands for the full disk of SQLite")
+    client.force_login(User.objects.create_user("ada"))
+    settings.MODEL = release.model.slug
+    json = {"Accept": "application/json"}
+    with connection.cursor() as cursor:
+        cursor.execute("PRAGMA page_count")
+        [pages] = cursor.fetchone()
+        cursor.execute(f"PRAGMA max_page_count = {pages}")
+        taken = 0
+        while (
+            answer := client.post("/chats/", {"text": "x" * 8000}, headers=json)
+        ).status_code == 200:
+            taken += 1
+        cursor.execute("PRAGMA max_page_count = 1000000000")
+        cursor.execute("PRAGMA integrity_check")
+        assert cursor.fetchone() == ("ok",)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "away")
+    assert Chat.objects.count() == Message.objects.filter(role="user").count() == taken
+    assert client.post("/chats/", {"text": "again"}, headers=json).status_code == 200
 
 
 def test_what_each_attempt_would_tell_is_told_now_and_then(caplog: pytest.LogCaptureFixture):

@@ -100,6 +100,29 @@ async def _until_taken(person: Person) -> str:
     return found_generation(answer.json())
 
 
+async def test_row_25_a_chat_that_somebody_locks_gets_its_message_once(cluster: Cluster):
+    reader = await begin(cluster, "count 3", until=1)
+    await reader.finish()
+    person = reader.person
+    with psycopg.connect(cluster.database_url) as own:
+        query = (
+            "SELECT c.id FROM chats_chat c JOIN chats_message m ON m.chat_id = c.id"
+            " WHERE m.generation_id = %s FOR UPDATE OF c"
+        )
+        [chat] = own.execute(query, [reader.generation]).fetchone() or [None]
+        fields = {"text": "count 4", "client_id": str(uuid4())}
+        path = f"/chats/{chat}/messages/"
+        sends = [asyncio.create_task(person.try_post(path, **fields)) for _ in range(3)]
+        await asyncio.sleep(1)
+        assert not any(send.done() for send in sends)
+        own.rollback()
+        answers = await asyncio.gather(*sends)
+        count = "SELECT count(*) FROM chats_message WHERE client_id = %s"
+        messages = own.execute(count, [fields["client_id"]]).fetchone()
+    assert {answer.status_code for answer in answers} == {200}
+    assert messages == (1,)
+
+
 async def test_row_34_a_torn_late_and_cut_line_brings_the_exact_text(cluster: Cluster):
     person = await Person(cluster).arrive()
     async with line_to(cluster) as line:

@@ -1,0 +1,87 @@
+"""Workers that are not well: far from the database, or in another time."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from bench.cluster import Cluster
+from bench.faults import stopped
+from bench.proxy import Proxy
+from bench.reader import Reader
+from bench.site import ROOT, Person
+from tests.chatsite.test_serve import COUNT, COUNTED
+from tests.cluster.conftest import needs_nginx
+
+pytestmark = needs_nginx
+FAKETIME = next(
+    (str(path) for path in Path("/usr/lib").glob("*/faketime/libfaketime.so.1")),
+    shutil.which("libfaketime.so.1") or "",
+)
+
+
+@contextlib.contextmanager
+def another_worker(cluster: Cluster, **environment: str) -> Iterator[None]:
+    """Beside the cluster's own two."""
+    with (cluster.folder / "another.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "deploy" / "role.py"), "worker"], cwd=ROOT,
+            env=cluster.environment | cluster.told | environment, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+async def test_row_9_a_worker_whose_database_is_slow_gives_its_answer_away(cluster: Cluster):
+    person = await Person(cluster).arrive()
+    socket = str(cluster.folder / "postgres" / ".s.PGSQL.5432")
+    async with Proxy(path=socket) as line:
+        there = line.url.replace("http://", "postgresql://postgres@") + "/postgres"
+        with another_worker(cluster, DATABASE_URL=there):
+            with stopped(cluster.pids_of("worker")):
+                reader = Reader(person, await person.ask("count 200 pace=40"))
+                async with asyncio.timeout(30):
+                    await reader.read(40)  # the other one writes it
+                line.delay = 3.0
+            await reader.finish()
+    assert (reader.text, reader.status) == (" ".join(map(str, range(1, 201))), "done")
+    assert _attempts(cluster, [reader]) == [2]
+
+
+@pytest.mark.skipif(not FAKETIME, reason="needs faketime (Debian: apt-get install faketime)")
+@pytest.mark.parametrize("skew", ["+5m", "-5m"])
+async def test_row_28_a_worker_in_another_time_takes_nothing_from_the_others(
+    cluster: Cluster, skew: str
+):
+    people = [await Person(cluster).arrive() for _ in range(3)]
+    clock = {"LD_PRELOAD": FAKETIME, "FAKETIME": skew, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    with another_worker(cluster, **clock):
+        readers = [Reader(person, await person.ask(COUNT)) for _ in range(4) for person in people]
+        await asyncio.gather(*(reader.finish() for reader in readers))
+        with stopped(cluster.pids_of("worker")):  # and it works itself
+            own = Reader(people[0], await people[0].ask("count 3"))
+            await own.finish()
+    assert {(reader.text, reader.status) for reader in readers} == {(COUNTED, "done")}
+    assert own.text == "1 2 3"
+    assert set(_attempts(cluster, readers)) == {1}
+
+
+def _attempts(cluster: Cluster, readers: list[Reader]) -> list[int]:
+    with psycopg.connect(cluster.database_url) as own:
+        rows = own.execute(
+            "SELECT attempts FROM inference_generation WHERE id = ANY(%s::uuid[])",
+            [[reader.generation for reader in readers]],
+        ).fetchall()
+    return [attempts for (attempts,) in rows]
