@@ -15,11 +15,22 @@ export function showStatus(article, frame) {
   const status = article.querySelector(".message__status");
   const words = WORDS[frame.status]?.(frame);
   if (!status || words === undefined) return;
+  if (status.dataset.status === frame.status && renew(status, words, frame)) return;
   status.dataset.status = frame.status;
   const label = element("span", "message__label");
   label.textContent = words;
   if (frame.status === "loading") status.replaceChildren(label, bar(frame.percent ?? 0));
   else status.replaceChildren(element("span", "message__dot"), label);
+}
+
+// In place: made anew each second, the dot would begin its breath anew each second.
+function renew(status, words, { percent }) {
+  const label = status.querySelector(".message__label");
+  if (!label) return false;
+  if (label.textContent !== words) label.textContent = words;
+  const bar = status.querySelector("progress");
+  if (bar) bar.value = percent ?? 0;
+  return true;
 }
 
 function element(name, className) {

@@ -60,10 +60,18 @@ def test_a_waiting_question_shows_its_place_and_then_its_answer(
     browser: Browser, narrow_site: Site, visitor: Page
 ):
     other = browser.new_context(base_url=narrow_site.url).new_page()
-    steps.start_chat(other, "count 200 pace=60")
+    steps.start_chat(visitor, "count 30 pace=20")  # four seconds: how long an answer takes here
+    steps.wait_for_end(visitor)
+    steps.start_chat(other, "count 250 pace=60")
     steps.wait_for_words(other, "1 2 3")
     steps.start_chat(visitor, "count 7")
-    expect(visitor.locator(STATUS)).to_contain_text("Position 1")
+    expect(visitor.locator(STATUS)).to_contain_text("Position 1 in the queue, about")
+    first = visitor.locator(STATUS).text_content()
+    visitor.locator(".message__dot").last.evaluate("dot => dot.dataset.seen = 'yes'")
+    # The one in front takes longer than that: the estimate grows, and the dot breathes on.
+    expect(visitor.locator(STATUS)).not_to_have_text(str(first), timeout=15_000)
+    expect(visitor.locator(STATUS)).to_contain_text("Position 1 in the queue, about")
+    expect(visitor.locator(".message__dot").last).to_have_attribute("data-seen", "yes")
     other.keyboard.press("Escape")
     steps.wait_for_end(visitor)
     assert steps.body_text(visitor) == "1 2 3 4 5 6 7"

@@ -243,6 +243,27 @@ def test_a_killed_supervisor_takes_everything_with_it_and_a_new_start_goes_on(cl
     cluster.start()
 
 
+@pytest.mark.skipif(not ALL, reason="takes long: make faults")
+async def test_a_second_ctrl_c_does_not_wait_for_answers(cluster: Cluster):
+    assert cluster.stop() == 0
+    cluster.environment["DRAIN_SECONDS"] = "60"
+    cluster.start()
+    reader = await begin(cluster, "count 250 pace=20")
+    assert cluster.process
+    cluster.process.send_signal(signal.SIGINT)
+    await asyncio.sleep(4)
+    assert cluster.process.poll() is None
+    told_at = time.monotonic()
+    assert await asyncio.to_thread(cluster.stop) == 0
+    assert time.monotonic() - told_at < 20  # generous: the answer would take forty
+    cluster.environment["DRAIN_SECONDS"] = "3"
+    cluster.start()
+    text = reader.text
+    await reader.read(len(text) + 100)  # and it goes on where it was
+    assert reader.text.startswith(text)
+    await reader.person.stop(reader.generation)
+
+
 def test_ctrl_c_ends_everything(cluster: Cluster):
     pids = [pid for role in ROLES for pid in cluster.pids_of(role)]
     assert len(pids) == 9
