@@ -26,7 +26,8 @@ from chats.frames import (
 from chats.keeper import keeper
 from chats.models import Chat
 from chats.outbox import Outbox, TooSlow
-from chats.sessions import person_of, session_key
+from chats.sessions import Standing, people_of, person_of, session_key
+from inference.batch import batch
 from inference.models import Generation
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
         await self.accept()
         self.session_key = session_key(self.scope)
         try:
-            person, self.standing = await _soon(person_of, self.session_key)
+            async with asyncio.timeout(DATABASE_SECONDS):
+                person, self.standing = await batch("people", _people).ask(self.session_key)
         except TimeoutError:
             await self._close(RESTARTING)
             return
@@ -201,6 +203,11 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
             # The connection is stuck: end its application, and the server drops it.
             if self.app and self.app is not asyncio.current_task():
                 self.app.cancel()
+
+
+async def _people(keys: list[str]) -> list[tuple[User | None, Standing]]:
+    """All who come back after a break of the line are looked up together."""
+    return await tail.patiently(people_of, keys)
 
 
 async def _soon(look: Callable[..., T], *args: Any) -> T:

@@ -42,9 +42,12 @@ class Look:
 async def follow_generation(pk: UUID, epoch: int, after: int) -> AsyncIterator[Frame]:
     """Deltas after (epoch, after), states between them, and exactly one end, last."""
     frame_of_state: Frame | None = None
+    rung = False
     async with doorbell.subscribe(f"gen:{pk}") as bell:
         while True:
-            look = await patiently(_look, pk, epoch, after)
+            look = await _glance(pk, epoch, after, rung)
+            if look is None:
+                look = await patiently(_look, pk, epoch, after)
             if look.state and look.state != frame_of_state:
                 frame_of_state = look.state
                 yield {"type": "state", "generation": pk, **look.state}
@@ -57,7 +60,16 @@ async def follow_generation(pk: UUID, epoch: int, after: int) -> AsyncIterator[F
             if look.end:
                 yield look.end
                 return
-            await bell.wait(doorbell.patience(POLL_SECONDS))
+            rung = await bell.wait(doorbell.patience(POLL_SECONDS))
+
+
+async def _glance(pk: UUID, epoch: int, after: int, rung: bool) -> Look | None:
+    """From the newest part of a live log; None when that does not tell enough."""
+    events = await Generation(pk=pk).log.news(epoch, after)
+    if events:
+        return Look(events, {"status": "running"})
+    # A ring whose event was read with the one before it says nothing of the run's row.
+    return Look() if rung and events is not None else None
 
 
 def _delta(pk: UUID, event: Event) -> Frame:

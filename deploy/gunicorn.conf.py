@@ -1,6 +1,5 @@
 """How gunicorn serves sockets and pages. `manage.py serve` and containers both use it."""
 
-import gc
 import os
 import signal
 import sys
@@ -32,10 +31,10 @@ def when_ready(server: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """On SIGTERM say goodbye to every socket before gunicorn waits for connections to end."""
     from chatsite.draining import begin_draining
+    from inference import collector
 
     sys.setswitchinterval(0.0005)
-    gc.collect()
-    gc.freeze()  # what is loaded now stays; the collector need not look at it again
+    collector.settle()
 
     def drain() -> None:
         goodbye = worker.loop.create_task(begin_draining())

@@ -1,6 +1,5 @@
 """How gunicorn serves the pages of a cluster: WSGI, in threads, each with a lasting connection."""
 
-import gc
 import os
 from typing import Any
 
@@ -28,8 +27,9 @@ def when_ready(server: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    gc.collect()
-    gc.freeze()  # what is loaded now stays; the collector need not look at it again
+    from inference import collector
+
+    collector.settle()
 
 
 def worker_exit(server: Any, worker: Any) -> None:

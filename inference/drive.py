@@ -11,11 +11,10 @@ from typing import Any
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import InterfaceError, OperationalError
-from django.db.models import QuerySet
 
-from inference import doorbell, failpoints
+from inference import failpoints
 from inference.context import Fitted, fit
-from inference.database import in_database, in_live_log
+from inference.database import in_database
 from inference.engines.base import (
     Delta,
     Engine,
@@ -32,11 +31,9 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 0.025
 FLUSH_TOKENS = 64
-CANCEL_POLL_SECONDS = 1.0
 SURE_SECONDS = 8.0  # after the lease was asked for, of its ten: nobody else can have it
 LEASE_POLL_SECONDS = 0.05
 END_RETRY_SECONDS = 0.25
-CANCEL_LOOK_SECONDS = 0.05  # for a stop that came between the claim and the listening
 
 
 @dataclass(slots=True)
@@ -108,6 +105,11 @@ class Drive:
     def renewed(self, asked_at: float) -> None:
         self._leased_at = asked_at
 
+    def stop(self) -> None:
+        """Somebody asked for it, and that is in the database."""
+        self._cancelled = True
+        self._news.set()
+
     def abandon(self) -> None:
         """The lease is lost: another worker has the run."""
         self._buffer.error = Fenced()
@@ -120,12 +122,7 @@ class Drive:
             if self._cancelled:
                 await self._finish("stopped", "stopped")
                 return
-            watching = asyncio.create_task(self._watch_for_cancel())
-            try:
-                await self._stream()
-            finally:
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+            await self._stream()
 
     async def _adopt(self) -> Tail:
         run = self._generation
@@ -210,21 +207,6 @@ class Drive:
         self._read = (self._usage.prompt, delta.prompt_sha256)
         failpoints.hit("prefill")
 
-    async def _watch_for_cancel(self) -> None:
-        runs = Generation.objects.filter(pk=self._generation.pk, cancelled_at__isnull=False)
-        async with doorbell.subscribe(f"cancel:{self._generation.pk}") as bell:
-            await bell.wait(CANCEL_LOOK_SECONDS)  # out of the way of the first token
-            while not await self._exists(runs):
-                await bell.wait(CANCEL_POLL_SECONDS)
-        self._cancelled = True
-        self._news.set()
-
-    async def _exists(self, runs: QuerySet[Generation]) -> bool:
-        try:
-            return await in_database(runs.exists)
-        except DatabaseError:
-            return False  # looked at again in a moment
-
     async def _flush_until_ended(self) -> None:
         while True:
             await self._news.wait()
@@ -260,10 +242,7 @@ class Drive:
         await self._be_sure_of_the_lease()
         tail, ids = self._tail, tuple(buffer.token_ids)
         read, self._read = self._read, None
-        run_in = in_live_log if self.log.is_live else in_database
-        asked_to_stop = await run_in(
-            self.log.append, self.fence, tail.seq + 1, buffer.text, ids, read
-        )
+        asked_to_stop = await self.log.aappend(self.fence, tail.seq + 1, buffer.text, ids, read)
         self._tail = Tail(tail.epoch, tail.seq + 1, tail.text + buffer.text, tail.token_ids + ids)
         self._cancelled = self._cancelled or asked_to_stop
         if self.log.wants_saving():

@@ -25,6 +25,8 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from inference import failpoints, redis_server
+from inference.batch import run_script
+from inference.database import in_live_log
 from inference.live_scripts import ADOPT, APPEND, CLOSE, READ, SEED, STOP
 from inference.redis_server import Away
 from inference.saving import Entry, Unsaved, save
@@ -89,7 +91,7 @@ class LiveLog(DatabaseLog):
         if found is None or int(found[0]) < epoch:  # gone, or left over from before
             return super().read(epoch, after)
         now, base = int(found[0]), int(found[1])
-        newest = [entry.event(now) for entry in _entries(found[2])]
+        newest = _events(found)
         start = after if now == epoch else 0
         if start >= base:
             return newest
@@ -98,6 +100,16 @@ class LiveLog(DatabaseLog):
             return older  # what Redis has is left over from before
         # What is saved meanwhile is in both.
         return [event for event in older if event.seq <= base] + newest
+
+    async def news(self, epoch: int, after: int) -> list[Event] | None:
+        try:
+            found = await run_script(READ, self._head, epoch, after)
+        except Away:
+            return None
+        # Not there, another epoch than the reader's, or begun after what the reader has.
+        if found is None or int(found[0]) != epoch or int(found[1]) > after:
+            return None
+        return _events(found)
 
     def text(self) -> str:
         return "".join(event.text for event in self.read(-1, 0))
@@ -175,16 +187,36 @@ class LiveLog(DatabaseLog):
         token_ids: Sequence[int],
         prompt: tuple[int, str] | None = None,
     ) -> bool:
-        failpoints.hit("before_append")
         writer = self._written_by(fence)
-        if seq != writer.seq + 1:
-            raise Fenced
-        entry = writer.add(text, token_ids)
-        writer.prompt = writer.prompt or prompt
-        failpoints.hit("in_append")
-        asked_to_stop = self._send(writer, entry)
+        entry = self._add(writer, seq, text, token_ids, prompt)
+        try:
+            answer = redis_server.server().run(APPEND, self._head, *self._told(writer, entry))
+        except Away:
+            answer = None
+        self._heard(writer, answer)
         failpoints.hit("after_append")
-        return asked_to_stop
+        return bool(answer == b"stop")
+
+    async def aappend(
+        self,
+        fence: int,
+        seq: int,
+        text: str,
+        token_ids: Sequence[int],
+        prompt: tuple[int, str] | None = None,
+    ) -> bool:
+        writer = self._writer
+        if writer is None or writer.fence != fence:
+            return await super().aappend(fence, seq, text, token_ids, prompt)
+        entry = self._add(writer, seq, text, token_ids, prompt)
+        try:
+            answer = await run_script(APPEND, self._head, *self._told(writer, entry))
+        except Away:
+            answer = None
+        if answer not in (b"ok", b"stop", None):
+            await in_live_log(self._heard, writer, answer)
+        failpoints.hit("after_append")
+        return bool(answer == b"stop")
 
     def _written_by(self, fence: int) -> Writer:
         if self._writer is None or self._writer.fence != fence:
@@ -192,20 +224,31 @@ class LiveLog(DatabaseLog):
         assert self._writer is not None
         return self._writer
 
-    def _send(self, writer: Writer, entry: Entry) -> bool:
-        """True when somebody asked the run to stop. An event that Redis missed is in memory."""
+    def _add(
+        self, writer: Writer, seq: int, text: str, token_ids: Sequence[int],
+        prompt: tuple[int, str] | None,
+    ) -> Entry:  # fmt: skip
+        failpoints.hit("before_append")
+        if seq != writer.seq + 1:
+            raise Fenced
+        entry = writer.add(text, token_ids)
+        writer.prompt = writer.prompt or prompt
+        failpoints.hit("in_append")
+        return entry
+
+    def _told(self, writer: Writer, entry: Entry) -> tuple[Any, ...]:
+        """What APPEND is given."""
         head = (writer.fence, writer.epoch, entry.seq, KEPT_MILLISECONDS, self._channel)
-        try:
-            answer = redis_server.server().run(APPEND, self._head, *head, *entry.arguments)
-        except Away:
-            return False
+        return (*head, *entry.arguments)
+
+    def _heard(self, writer: Writer, answer: bytes | None) -> None:
+        """What APPEND says; None: nothing. An event that Redis missed is in memory."""
         if answer == b"fenced":
             raise Fenced
         if answer == b"foreign":
             self._take_over(writer)
         elif answer in (b"missing", b"stale"):
             self._seed_if_ours(writer)
-        return bool(answer == b"stop")
 
     def _take_over(self, writer: Writer) -> None:
         """An earlier writer made the log anew, after ours was gone: what it showed is void."""
@@ -340,6 +383,11 @@ class LiveLog(DatabaseLog):
     def ask_to_stop(self) -> None:
         with contextlib.suppress(Away):  # its worker looks every second
             redis_server.server().run(STOP, self._head)
+
+
+def _events(found: Any) -> list[Event]:
+    """Those in an answer of READ."""
+    return [entry.event(int(found[0])) for entry in _entries(found[2])]
 
 
 def _entries(events: Iterable[Any]) -> Iterable[Entry]:

@@ -16,6 +16,7 @@ from django.db.models.functions import Greatest, Now, Replace
 
 from inference import doorbell, fairness, wakeups
 from inference.database import now_sql
+from inference.saving import lock_running
 
 if TYPE_CHECKING:
     from accounts.models import User
@@ -96,34 +97,48 @@ class GenerationQuerySet(QuerySet["Generation"]):
             )
             if lengthens:
                 generation.log.inherit(lengthens)
-            transaction.on_commit(lambda: wakeups.run_waits(release))
+            transaction.on_commit(lambda: wakeups.run_waits(release, generation.priority))
         return generation
 
     def claim(
-        self, release: "Release", boot_id: UUID, limit: int, idle: bool = True
+        self,
+        release: "Release",
+        boot_id: UUID,
+        limit: int,
+        idle: bool = True,
+        lanes: Iterable[str] = tuple(wakeups.LANES),
     ) -> "list[Generation]":
         """Take up to `limit` runs of a release for this worker: fence raised, lease started.
 
+        `lanes`: of wakeups.LANES, those that this worker serves.
         A run that was tried twice in vain is taken only by an idle worker, and alone: should
         the process die again, it is to blame, and nobody else's answer is lost with it.
         """
         with transaction.atomic():
-            chosen = _together(self._lock_candidates(release, limit), idle)
+            chosen = _together(self._lock_candidates(release, limit, tuple(lanes)), idle)
             alone = idle and len(chosen) == 1
             return self._take(chosen, boot_id, alone) if chosen else []
 
-    def _lock_candidates(self, release: "Release", limit: int) -> list[tuple[Any, bool]]:
+    def _lock_candidates(
+        self, release: "Release", limit: int, lanes: tuple[str, ...]
+    ) -> list[tuple[Any, bool]]:
         """Keys of runs that are nobody's, first come first, and whether each is suspected."""
         # Raw SQL, here and below: every first token waits for it, and building the same
         # queries through the ORM took three times as long as running them. Two statements, each
         # in the order of an index: the queue may have a million rows.
         left_behind = f"status = 'running' AND lease_until < {now_sql()}"
-        found = self._lock(release, left_behind, limit)
+        found = self._lock(release, left_behind, limit, lanes)
         if len(found) < limit:
-            found += self._lock(release, "status = 'queued'", limit - len(found))
+            found += self._lock(release, "status = 'queued'", limit - len(found), lanes)
         return found
 
-    def _lock(self, release: "Release", condition: str, limit: int) -> list[tuple[Any, bool]]:
+    def _lock(
+        self, release: "Release", condition: str, limit: int, lanes: tuple[str, ...]
+    ) -> list[tuple[Any, bool]]:
+        if set(lanes) != set(wakeups.LANES):
+            ranges = (wakeups.LANES[lane] for lane in lanes)
+            among = " OR ".join(f"priority BETWEEN {first} AND {last}" for first, last in ranges)
+            condition = f"{condition} AND ({among})"
         most, unsuspected = self.model.MAX_FRUITLESS_ATTEMPTS, self.model.UNSUSPECTED_ATTEMPTS
         sql = f"""
             SELECT id, fruitless_attempts + shared_attempts >= {unsuspected}
@@ -160,14 +175,16 @@ class GenerationQuerySet(QuerySet["Generation"]):
 
     def renew(self, fences: dict[UUID, int]) -> set[UUID]:
         """Extend the leases of these runs; returns those still held under the fence given."""
+        if not fences:
+            return set()
         with transaction.atomic():
-            return {pk for pk, fence in sorted(fences.items()) if self._extend_lease(pk, fence)}
+            heads = lock_running(list(fences))
+            held = {pk for pk, fence in fences.items() if heads.get(pk, (0,))[0] == fence}
+            self.filter(pk__in=held).update(lease_until=Now() + LEASE)
+        return held
 
     def _held(self, pk: UUID, fence: int) -> "GenerationQuerySet":
         return self.filter(pk=pk, fence=fence, status="running")
-
-    def _extend_lease(self, pk: UUID, fence: int) -> bool:
-        return bool(self._held(pk, fence).update(lease_until=Now() + LEASE))
 
     def give_back(self, pk: UUID, fence: int) -> bool:
         """Release a run during a drain: anyone may claim it now, and the attempt is not counted."""
@@ -194,7 +211,13 @@ class GenerationQuerySet(QuerySet["Generation"]):
             self.filter(pk=run.pk, cancelled_at=None).update(cancelled_at=Now())
             if not run.log.end_unclaimed("stopped"):
                 run.log.ask_to_stop()
-                doorbell.ring(f"cancel:{run.pk}")
+                # Asked for after the cancel: whoever claims from now on is told of that.
+                holder = self.filter(pk=run.pk).values_list("boot_id", flat=True).first()
+                doorbell.ring(f"cancel:{holder}")
+
+    def asked_to_stop(self, ids: Iterable[UUID]) -> set[UUID]:
+        """Which of these runs somebody wants to stop."""
+        return set(self.filter(pk__in=ids, cancelled_at__isnull=False).values_list("pk", flat=True))
 
     def position_of(self, run: "Generation") -> int:
         """How many runs, this one included, wait for the same release up to this one's turn."""

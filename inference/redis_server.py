@@ -3,13 +3,15 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 from django.conf import settings
 from redis import Redis, RedisError
 from redis.backoff import NoBackoff
+from redis.commands.core import Script
+from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class Server:
         self._away = False
         self._try_at = 0.0
         self._lock = threading.Lock()
-        self._scripts: dict[str, Callable[..., Any]] = {}
+        self._scripts: dict[str, Script] = {}
 
     @property
     def is_away(self) -> bool:
@@ -50,6 +52,29 @@ class Server:
     def run(self, script: str, key: str, *args: Any) -> Any:
         """Run a Lua script on what belongs to `key`. Raises Away."""
         return self.call(lambda: self._script(script)(keys=[key], args=args))
+
+    def run_all(self, script: str, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+        """The same for several keys (key, args) in one round trip, in their order.
+
+        Raises Away when any was not answered well: which of them were done is not known then.
+        """
+        return list(self.call(lambda: self._in_one_go(self._script(script).sha, script, calls)))
+
+    def _in_one_go(
+        self, sha: str, script: str, calls: Sequence[tuple[str, tuple[Any, ...]]]
+    ) -> list[Any]:
+        pipe = self.client.pipeline(transaction=False)
+        for key, args in calls:
+            pipe.evalsha(sha, 1, key, *args)
+        answers = pipe.execute(raise_on_error=False)
+        if unknown := [n for n, answer in enumerate(answers) if isinstance(answer, NoScriptError)]:
+            self.client.script_load(script)
+            again = self._in_one_go(sha, script, [calls[n] for n in unknown])
+            answers = [again.pop(0) if n in unknown else one for n, one in enumerate(answers)]
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
 
     def call(self, command: Callable[[], Any]) -> Any:
         """Make one call to the client. Raises Away."""
@@ -62,7 +87,7 @@ class Server:
         self._answered()
         return answer
 
-    def _script(self, text: str) -> Callable[..., Any]:
+    def _script(self, text: str) -> Script:
         if text not in self._scripts:
             self._scripts[text] = self.client.register_script(text)
         return self._scripts[text]

@@ -5,12 +5,14 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Iterable
+from functools import partial
 from uuid import UUID
 
 from django.conf import settings
 from django.db import Error as DatabaseError
 
-from inference import doorbell
+from inference import doorbell, wakeups
 from inference.database import in_database, log_failure
 from inference.drive import Drive
 from inference.engines.base import Engine
@@ -23,15 +25,20 @@ log = logging.getLogger(__name__)
 SWEEP_SECONDS = 2.0  # longest wait of a queued run whose wake-up was lost
 RENEW_SECONDS = 2.5  # a quarter of the lease
 SAVE_SECONDS = 1.0
+STOP_POLL_SECONDS = 1.0
 EXPIRE_SECONDS = 60.0
 STALL_SECONDS = 60.0  # an engine with work that shows nothing for this long is wedged
 EXIT_WEDGED = 70
 
 
 class Runner:
-    """`boot_id` names this process in the leases it holds."""
+    """`boot_id` names this process in the leases it holds; `lanes`: what it claims."""
 
-    def __init__(self, engine: Engine, release: Release, boot_id: UUID) -> None:
+    def __init__(
+        self, engine: Engine, release: Release, boot_id: UUID,
+        lanes: Iterable[str] = tuple(wakeups.LANES),
+    ) -> None:  # fmt: skip
+        self._lanes = tuple(lanes)
         self._engine = engine
         self._release = release
         self._boot_id = boot_id
@@ -80,9 +87,9 @@ class Runner:
         if free <= 0 or any(drive.is_alone for drive in self._drives.values()):
             return
         try:
-            claimed = Generation.objects.claim
             idle, asked_at = not self._drives, time.monotonic()
-            for run in await in_database(claimed, self._release, self._boot_id, free, idle):
+            claimed = partial(Generation.objects.claim, self._release, self._boot_id)
+            for run in await in_database(claimed, free, idle, self._lanes):
                 self._start(run, asked_at)
         except DatabaseError:
             log_failure(log, "The queue could not be read; trying again.")
@@ -105,10 +112,10 @@ class Runner:
         self.look()  # a slot is free
 
     def _start_chores(self) -> asyncio.Task[None]:
-        async def both() -> None:
-            await asyncio.gather(self._keep_house(), self._keep_saving())
+        async def all_of_them() -> None:
+            await asyncio.gather(self._keep_house(), self._keep_saving(), self._keep_stopping())
 
-        return asyncio.create_task(both())
+        return asyncio.create_task(all_of_them())
 
     async def _keep_house(self) -> None:
         while True:
@@ -130,6 +137,24 @@ class Runner:
             if (drive := self._drives.get(pk)) and drive.fence == fence:
                 drive.renewed(asked_at) if pk in held else drive.abandon()
         await in_database(Worker.objects.filter(pk=self._boot_id).touch)
+
+    async def _keep_stopping(self) -> None:
+        """Answers that nobody wants any more, in a prompt too, where nothing is appended."""
+        async with doorbell.subscribe(f"cancel:{self._boot_id}") as bell:
+            while True:
+                await bell.wait(STOP_POLL_SECONDS)
+                try:
+                    await self._stop_unwanted()
+                except Exception:
+                    # Looked at again in a moment; an append hears of it too.
+                    log_failure(log, "It could not be seen who stopped an answer; trying again.")
+
+    async def _stop_unwanted(self) -> None:
+        if not self._drives:
+            return
+        for pk in await in_database(Generation.objects.asked_to_stop, list(self._drives)):
+            if drive := self._drives.get(pk):
+                drive.stop()
 
     async def _keep_saving(self) -> None:
         """What the answers have only in Redis and in memory, all of them together."""

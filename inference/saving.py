@@ -48,9 +48,9 @@ def save(logs: Sequence[Unsaved]) -> set[UUID]:
     epoch that is over.
     """
     with transaction.atomic():
-        heads = _lock([log.id for log in logs])
-        held = [log for log in logs if heads.get(_key(log.id), (None,))[0] == log.fence]
-        new = {log.id: _new(log, *heads[_key(log.id)][1:]) for log in held}
+        heads = lock_running([log.id for log in logs])
+        held = [log for log in logs if heads.get(log.id, (None,))[0] == log.fence]
+        new = {log.id: _new(log, *heads[log.id][1:]) for log in held}
         written = [log for log in held if new[log.id]]
         if written:
             _advance([(log.id, new[log.id][-1]) for log in written])
@@ -59,15 +59,17 @@ def save(logs: Sequence[Unsaved]) -> set[UUID]:
     return {log.id for log in held}
 
 
-def _lock(ids: Sequence[UUID]) -> dict[Any, tuple[int, int, int]]:
+def lock_running(ids: Sequence[UUID]) -> dict[UUID, tuple[int, int, int]]:
+    """Until the transaction ends; fence, epoch and log_seq of those of these that are running."""
     marks = ", ".join(["%s"] * len(ids))
     sql = f"""
         SELECT id, fence, epoch, log_seq FROM inference_generation
         WHERE id IN ({marks}) AND status = 'running' {FOR_UPDATE[connection.vendor]}
     """
+    keys = {_key(pk): pk for pk in ids}
     with connection.cursor() as cursor:
-        cursor.execute(sql, [_key(pk) for pk in ids])
-        return {row[0]: tuple(row[1:]) for row in cursor.fetchall()}
+        cursor.execute(sql, list(keys))
+        return {keys[key]: (fence, epoch, seq) for key, fence, epoch, seq in cursor.fetchall()}
 
 
 def _new(log: Unsaved, epoch: int, saved: int) -> list[Entry]:

@@ -17,7 +17,7 @@ from django.db.models.functions import Coalesce, Now
 from django.utils.module_loading import import_string
 
 from inference import doorbell, failpoints
-from inference.database import now_sql
+from inference.database import in_database, in_live_log, now_sql
 from inference.engines.text import estimated_tokens
 
 if TYPE_CHECKING:
@@ -89,6 +89,10 @@ class DatabaseLog:
             cursor.execute(sql, [self._key(), epoch, after])
             return [Event(*row) for row in cursor.fetchall()]
 
+    async def news(self, epoch: int, after: int) -> list[Event] | None:
+        """The same from the newest part alone, cheaply; None: only `read` can tell."""
+        return None
+
     def text(self) -> str:
         return "".join(self._chunks().values_list("text", flat=True))
 
@@ -143,6 +147,18 @@ class DatabaseLog:
         failpoints.hit("after_append")
         doorbell.ring(f"gen:{self.id}")
         return cancelled
+
+    async def aappend(
+        self,
+        fence: int,
+        seq: int,
+        text: str,
+        token_ids: Sequence[int],
+        prompt: tuple[int, str] | None = None,
+    ) -> bool:
+        """`append` for asyncio code."""
+        run = in_live_log if self.is_live else in_database
+        return await run(self.append, fence, seq, text, token_ids, prompt)
 
     def _advance(self, fence: int, seq: int, characters: int) -> tuple[int, int, bool]:
         # Raw SQL: this runs for every flush of every stream, and RETURNING saves a query.

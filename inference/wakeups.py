@@ -5,7 +5,7 @@ message goes through Celery to one of those that run the model.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from django.conf import settings
@@ -21,16 +21,24 @@ EXPIRES_SECONDS = 30.0  # until then a worker that looks by itself has found the
 _here: list[Callable[[], object]] = []
 
 
-def queue_of(release: "Release") -> str:
-    return f"{settings.REDIS_PREFIX}.model.{release.model.slug}.{release.version}"
+# By the priority of what is asked: what somebody waits for, and what can wait (titles).
+LANES = {"interactive": (0, 49), "background": (50, 32_767)}
 
 
-def queues_of(release: "Release") -> list[str]:
+def lane_of(priority: int) -> str:
+    return next(lane for lane, (_, last) in LANES.items() if priority <= last)
+
+
+def queue_of(release: "Release", lane: str) -> str:
+    return f"{settings.REDIS_PREFIX}.model.{release.model.slug}.{release.version}.{lane}"
+
+
+def queues_of(release: "Release", lanes: Iterable[str]) -> list[str]:
     """What a worker of this release takes messages from."""
-    return [queue_of(release), f"{settings.REDIS_PREFIX}.chores"]
+    return [*(queue_of(release, lane) for lane in lanes), f"{settings.REDIS_PREFIX}.chores"]
 
 
-def run_waits(release: "Release") -> None:
+def run_waits(release: "Release", priority: int) -> None:
     """Never raises and hardly waits."""
     if not settings.REDIS_URL:
         doorbell.ring("work")
@@ -41,7 +49,7 @@ def run_waits(release: "Release") -> None:
         with contextlib.suppress(KombuError, RedisError, OSError):
             current_app.send_task(
                 "inference.tasks.wake",
-                queue=queue_of(release),
+                queue=queue_of(release, lane_of(priority)),
                 expires=EXPIRES_SECONDS,
                 retry=False,
                 ignore_result=True,

@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from uuid import UUID
@@ -18,7 +17,7 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db.models.functions import Now
 
-from inference import doorbell, wakeups
+from inference import collector, doorbell, wakeups
 from inference.database import in_database
 from inference.engines.base import Engine, EngineError
 from inference.models import Release, Worker
@@ -83,11 +82,14 @@ class UsesServers(Engine, Protocol):
 
 
 class WorkerProcess:
-    def __init__(self, release: Release, boot_id: UUID) -> None:
+    def __init__(
+        self, release: Release, boot_id: UUID, lanes: Sequence[str] = tuple(wakeups.LANES)
+    ) -> None:
         self._release = release
+        self._lanes = lanes
         self._boot_id = boot_id
         self._engine = build_engine(release)
-        self._runner = Runner(self._engine, release, boot_id)
+        self._runner = Runner(self._engine, release, boot_id, lanes)
         self._stop = asyncio.Event()
         self._percent = 0
 
@@ -100,8 +102,7 @@ class WorkerProcess:
         await in_database(self._register)
         self._listen_for_the_end()
         seconds = await self._load()
-        gc.collect()
-        gc.freeze()  # what is loaded now stays; the collector need not look at it again
+        collector.settle()
         sys.setswitchinterval(SWITCH_SECONDS)
         await self._set(
             state=Worker.State.READY,
@@ -135,7 +136,7 @@ class WorkerProcess:
         from inference.consumer import Consumer
 
         loop = asyncio.get_running_loop()
-        consumer = Consumer(await in_database(wakeups.queues_of, self._release))
+        consumer = Consumer(await in_database(wakeups.queues_of, self._release, self._lanes))
         with wakeups.answered_by(lambda: loop.call_soon_threadsafe(self._runner.look)):
             consumer.start()
             try:

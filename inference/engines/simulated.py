@@ -102,6 +102,7 @@ class SimulatedEngine:
         made = len(request.emitted)
         limit = min(request.sampling.max_tokens, self._context - prompt)
         at_limit: FinishReason = "length" if limit == request.sampling.max_tokens else "context"
+        crash = _directive(question, "crash", 0)
         clock = Pace(_directive(question, "pace", self._pace))
         finish: FinishReason = "stop" if assembler.stopped else "end"
         for token in islice(_answer(request), made, None):
@@ -112,7 +113,8 @@ class SimulatedEngine:
                 break
             await clock.tick()
             made += 1
-            _crash_if_asked(question, made)
+            if made == crash:
+                os.kill(os.getpid(), signal.SIGKILL)
             yield Delta(text=assembler.feed(token), token_ids=(token,))
             finish = "stop" if assembler.stopped else finish
         usage = Usage(prompt, 0, made)
@@ -176,8 +178,3 @@ def _sentences(request: Request) -> Iterator[int]:
         for _ in range(draw.randint(6, 14)):
             yield IDS[f" {draw.choice(WORDS[1:])}".encode()]
         yield from encode(". ")
-
-
-def _crash_if_asked(question: str, made: int) -> None:
-    if made == _directive(question, "crash", 0):
-        os.kill(os.getpid(), signal.SIGKILL)

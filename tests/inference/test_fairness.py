@@ -14,6 +14,7 @@ from accounts.models import Tier, User
 from inference import fairness
 from inference.models import Generation, Release, Worker
 from inference.queue import LEASE
+from inference.wakeups import LANES
 
 pytestmark = pytest.mark.django_db
 
@@ -85,14 +86,17 @@ def test_a_run_left_behind_goes_on_before_anybody_new(alice: User, bob: User, re
     assert next_one.pk == mine.pk
 
 
-def test_the_queue_is_read_in_the_order_of_an_index(alice: User, release: Release):
+@pytest.mark.parametrize("lanes", [tuple(LANES), ("interactive",)])
+def test_the_queue_is_read_in_the_order_of_an_index(
+    alice: User, release: Release, lanes: tuple[str, ...]
+):
     """So that a claim costs the same with a hundred and with a million waiting."""
     Generation.objects.bulk_create(
         Generation(user=alice, release=release, turn=number) for number in range(5000)
     )
     [sample] = ask(alice, release)
     with CaptureQueriesContext(connection) as queries:
-        Generation.objects.all()._lock_candidates(release, 2)
+        Generation.objects.all()._lock_candidates(release, 2, lanes)
     [sql] = [q["sql"] for q in queries if "'queued'" in q["sql"]]
     explain = "EXPLAIN" if connection.vendor == "postgresql" else "EXPLAIN QUERY PLAN"
     with connection.cursor() as cursor:

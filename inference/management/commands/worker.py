@@ -1,6 +1,7 @@
 """manage.py worker: run generations of one release until told to stop, or nothing needs it."""
 
 import os
+from argparse import ArgumentTypeError
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,6 +14,7 @@ from inference.catalogue import CATALOGUE
 from inference.engines.base import EngineError
 from inference.models import Alias, Model, Release
 from inference.releases import ReleaseError
+from inference.wakeups import LANES
 from inference.worker import WorkerProcess
 
 NO_TABLES = "The database has no tables yet. Start the site: make run"
@@ -70,17 +72,29 @@ def named_release(name: str) -> Release:
         raise CommandError(str(error)) from error
 
 
+def lanes(text: str) -> tuple[str, ...]:
+    """Raises ArgumentTypeError for one that is not known."""
+    chosen = tuple(dict.fromkeys(text.split(",")))
+    if unknown := sorted(set(chosen) - set(LANES)):
+        raise ArgumentTypeError(f"There is no lane {unknown[0]!r}. Known: {', '.join(LANES)}")
+    return chosen
+
+
 class Command(BaseCommand):
     help = "Runs generations of a release until it gets SIGTERM or nothing needs the release."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--release", help="SLUG@VERSION; what people get, if not given")
+        parser.add_argument(
+            "--lanes", type=lanes, default=tuple(LANES), metavar=",".join(LANES),
+            help="what it takes: what people wait for, what can wait, or both (the default)",
+        )  # fmt: skip
 
     def handle(self, *args: Any, **options: Any) -> None:
         release = named_release(options["release"]) if options["release"] else served_release()
         boot_id = UUID(os.environ.get("CHATSITE_BOOT_ID") or str(uuid4()))
         try:
-            uvloop.run(WorkerProcess(release, boot_id).run())
+            uvloop.run(WorkerProcess(release, boot_id, options["lanes"]).run())
         except EngineError as error:
             release.found_broken(str(error))
             raise CommandError(str(error), returncode=EXIT_UNUSABLE) from error
