@@ -12,13 +12,14 @@ from django.utils import timezone
 from accounts.models import Count
 from chats.models import Chat
 from chats.titles import BRANCH
-from inference.models import Generation
+from inference.models import DailyUsage, Generation
 
 AT_ONCE = 100
 
 
 def keep_house() -> None:
-    """Once an hour: what was deleted long ago, and sessions and counts that have expired."""
+    """Once an hour: sums of what was used, what was deleted long ago, and what has expired."""
+    DailyUsage.objects.roll_up()
     purge_deleted()
     SessionStore.clear_expired()
     Count.objects.filter(expires_at__lt=Now()).delete()

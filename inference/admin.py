@@ -17,7 +17,7 @@ from accounts.models import User
 from inference.aliases import Alias, AliasArm
 from inference.audit import ReleaseEvent
 from inference.backend import Backend
-from inference.models import Chunk, Generation, Prompt, Worker
+from inference.models import Chunk, DailyUsage, Generation, Prompt, Worker
 from inference.releases import LEARNT, Model, Release, ReleaseError
 
 
@@ -292,3 +292,23 @@ class ChunkAdmin(RecordAdmin):
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         return lookup == "generation" or super().lookup_allowed(lookup, value, request)
+
+
+@admin.register(DailyUsage)
+class DailyUsageAdmin(RecordAdmin):
+    list_display = (
+        "day",
+        "release",
+        "purpose",
+        "people",
+        "runs",
+        "failed",
+        "prompt_tokens",
+        "cached_tokens",
+        "completion_tokens",
+        "cost_micros",
+    )
+    list_filter = ("purpose", "release")
+    list_select_related = ("release__model",)
+    date_hierarchy = "day"
+    ordering = ("-day", "release", "purpose")

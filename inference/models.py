@@ -20,12 +20,14 @@ from inference.live_log import LiveLog
 from inference.queue import GenerationQuerySet
 from inference.releases import Model, Release
 from inference.tokenlog import DatabaseLog
+from inference.usage import DailyUsage
 
 __all__ = [
     "Alias",
     "AliasArm",
     "Backend",
     "Chunk",
+    "DailyUsage",
     "Generation",
     "Model",
     "Prompt",
