@@ -86,8 +86,8 @@ def log_failure(log: logging.Logger, sentence: str) -> None:
 
 
 def now_sql(later: timedelta = timedelta()) -> str:
-    """The database's clock, as Django's Now() writes it, so many whole seconds on."""
+    """The database's clock, as Django's Now() writes it, so many whole seconds on (or back)."""
     seconds = int(later.total_seconds())
     if connection.vendor == "sqlite":
-        return f"STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW', '+{seconds} seconds')"
+        return f"STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW', '{seconds:+} seconds')"
     return f"STATEMENT_TIMESTAMP() + INTERVAL '{seconds} seconds'"

@@ -4,9 +4,9 @@ Every change of hands is a guarded update whose rows are counted, or an update o
 transaction has locked; the database's clock is the only one that counts.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from inference.models import Generation, Release
 
 LEASE = timedelta(seconds=10)
+SUSPECT_WAITS = timedelta(seconds=3)  # for an idle worker, until workers take nothing else
 SKIP_LOCKED = {"sqlite": "", "postgresql": "FOR UPDATE SKIP LOCKED"}
+
+
+class Candidate(NamedTuple):
+    """A run that may be claimed."""
+
+    key: Any
+    is_suspected: bool  # tried in vain before, so that it may run only alone
+    has_waited: bool  # beyond its lease (a voided one ended ten seconds ago), and then some
 
 
 class GenerationQuerySet(QuerySet["Generation"]):
@@ -112,7 +121,8 @@ class GenerationQuerySet(QuerySet["Generation"]):
 
         `lanes`: of wakeups.LANES, those that this worker serves.
         A run that was tried twice in vain is taken only by an idle worker, and alone: should
-        the process die again, it is to blame, and nobody else's answer is lost with it.
+        the process die again, it is to blame, and nobody else's answer is lost with it. When it
+        has waited for that, workers take nothing else, so that one of them becomes idle.
         """
         with transaction.atomic():
             chosen = _together(self._lock_candidates(release, limit, tuple(lanes)), idle)
@@ -121,8 +131,8 @@ class GenerationQuerySet(QuerySet["Generation"]):
 
     def _lock_candidates(
         self, release: "Release", limit: int, lanes: tuple[str, ...]
-    ) -> list[tuple[Any, bool]]:
-        """Keys of runs that are nobody's, first come first, and whether each is suspected."""
+    ) -> list[Candidate]:
+        """Runs that are nobody's, first come first."""
         # Raw SQL, here and below: every first token waits for it, and building the same
         # queries through the ORM took three times as long as running them. Two statements, each
         # in the order of an index: the queue may have a million rows.
@@ -134,21 +144,22 @@ class GenerationQuerySet(QuerySet["Generation"]):
 
     def _lock(
         self, release: "Release", condition: str, limit: int, lanes: tuple[str, ...]
-    ) -> list[tuple[Any, bool]]:
+    ) -> list[Candidate]:
         if set(lanes) != set(wakeups.LANES):
             ranges = (wakeups.LANES[lane] for lane in lanes)
             among = " OR ".join(f"priority BETWEEN {first} AND {last}" for first, last in ranges)
             condition = f"{condition} AND ({among})"
         most, unsuspected = self.model.MAX_FRUITLESS_ATTEMPTS, self.model.UNSUSPECTED_ATTEMPTS
         sql = f"""
-            SELECT id, fruitless_attempts + shared_attempts >= {unsuspected}
+            SELECT id, fruitless_attempts + shared_attempts >= {unsuspected},
+                COALESCE(lease_until < {now_sql(-LEASE - SUSPECT_WAITS)}, FALSE)
             FROM inference_generation
             WHERE release_id = %s AND {condition} AND fruitless_attempts < {most}
             ORDER BY priority, turn, queued_at, id LIMIT %s {SKIP_LOCKED[connection.vendor]}
         """
         with connection.cursor() as cursor:
             cursor.execute(sql, [release.pk, limit])
-            return list(cursor.fetchall())
+            return [Candidate(*row) for row in cursor.fetchall()]
 
     def _take(self, keys: list[Any], boot_id: UUID, alone: bool) -> "list[Generation]":
         """Claim these rows, which this transaction has locked; they come with their prompts."""
@@ -248,11 +259,14 @@ class GenerationQuerySet(QuerySet["Generation"]):
         Chunk.objects.filter(generation__in=list(ids)).delete()
 
 
-def _together(candidates: "Iterable[tuple[Any, bool]]", idle: bool) -> list[Any]:
+def _together(candidates: Sequence[Candidate], idle: bool) -> list[Any]:
     """Keys of the first candidates that may run side by side; a suspected one only alone."""
+    for one in candidates:
+        if one.is_suspected and one.has_waited:
+            return [one.key] if idle else []
     chosen: list[Any] = []
-    for key, is_suspected in candidates:
-        if is_suspected:
-            return chosen or ([key] if idle else [])
-        chosen.append(key)
+    for one in candidates:
+        if one.is_suspected:
+            return chosen or ([one.key] if idle else [])
+        chosen.append(one.key)
     return chosen

@@ -1,17 +1,15 @@
 """Real worker processes for fault tests, and a reader that checks the invariants as it reads."""
 
 import contextlib
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from accounts.models import User
 from bench.checker import check_run
+from bench.forks import Forks
 from inference.models import Generation, Release, Worker
 from inference.tokenlog import DatabaseLog
 
@@ -70,31 +68,11 @@ class Workers:
     def __init__(self, environment: dict[str, str], release: Release) -> None:
         self._release = release
         self._started: list[WorkerProcess] = []
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.forkserver"],
-            env={
-                **environment,
-                "MODEL": release.model.slug,
-                **(SMALL if release.engine == "simulated" else SMALL_REAL),
-            },
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._answer() == "ready"
-
-    def _answer(self) -> str:
-        assert self._server.stdout is not None
-        return self._server.stdout.readline().strip()
+        small = SMALL if release.engine == "simulated" else SMALL_REAL
+        self._forks = Forks({**environment, "MODEL": release.model.slug, **small})
 
     def start(self, failpoint: str = "") -> WorkerProcess:
-        boot_id = uuid4()
-        order = {
-            "boot_id": str(boot_id), "failpoint": failpoint, "release": str(self._release.pk),
-        }  # fmt: skip
-        assert self._server.stdin is not None
-        print(json.dumps(order), file=self._server.stdin, flush=True)
-        worker = WorkerProcess(int(self._answer()), boot_id)
+        worker = WorkerProcess(*self._forks.start(str(self._release.pk), failpoint))
         self._started.append(worker)
         return worker
 
@@ -103,9 +81,7 @@ class Workers:
             worker.send(signal.SIGKILL)
         for worker in self._started:
             worker.wait_until_dead()
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait(10)
+        self._forks.close()
 
 
 class Recorder:

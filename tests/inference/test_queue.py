@@ -12,7 +12,7 @@ from django.db.models.functions import Now
 from accounts.models import Tier, User
 from inference.engines.base import Sampling
 from inference.models import Generation, Release
-from inference.queue import LEASE
+from inference.queue import LEASE, SUSPECT_WAITS
 
 pytestmark = pytest.mark.django_db
 
@@ -157,6 +157,23 @@ def test_a_run_that_was_only_near_when_workers_died_is_not_given_up(alice: User,
     run.log.append(run.fence, 1, "x", [1])
     run.refresh_from_db()
     assert (run.fruitless_attempts, run.shared_attempts) == (0, 0)
+
+
+def test_a_suspected_run_that_has_waited_gets_an_idle_worker(alice: User, release: Release):
+    """Busy workers always find something else; without this it could wait for ever."""
+    first, second = enqueue(alice, release), enqueue(alice, release)
+    for _ in range(2):
+        claim(release)
+        expire(first, second)
+    third = enqueue(alice, release)
+    Generation.objects.filter(pk=first.pk).update(shared_attempts=0)
+    busy = Generation.objects.claim(release, uuid4(), 10, idle=False)
+    assert [run.pk for run in busy] == [first.pk]  # it may go on beside others
+    waited = Now() - LEASE - SUSPECT_WAITS
+    Generation.objects.filter(pk=second.pk).update(lease_until=waited)
+    assert Generation.objects.claim(release, uuid4(), 10, idle=False) == []
+    assert [run.pk for run in claim(release)] == [second.pk]
+    assert [run.pk for run in claim(release)] == [third.pk]
 
 
 def test_a_token_clears_the_count_of_fruitless_attempts(alice: User, release: Release):
