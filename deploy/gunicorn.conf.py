@@ -31,8 +31,10 @@ def when_ready(server: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """On SIGTERM say goodbye to every socket before gunicorn waits for connections to end."""
     from chatsite.draining import begin_draining
+    from deploy import sockets
     from inference import collector
 
+    sockets.install()
     sys.setswitchinterval(0.0005)
     collector.settle()
 

@@ -1,0 +1,117 @@
+"""What the system itself refuses: files, memory, a disk that fails or is full."""
+
+import asyncio
+import contextlib
+import resource
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.exceptions import InvalidStatus, WebSocketException
+
+from bench.cluster import Cluster
+from bench.reader import Reader
+from bench.site import Person, descendants
+from tests.cluster.conftest import needs_nginx
+
+pytestmark = [
+    *needs_nginx,
+    pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux: limits of others"),
+]
+KEPT = 64  # deploy/sockets.py
+
+
+def serving(cluster: Cluster) -> list[int]:
+    """The processes that serve sockets, below the first of each replica."""
+    return [below for pid in cluster.pids_of("realtime") for below in descendants(pid)]
+
+
+def files_of(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+@contextlib.contextmanager
+def files_limited(pids: list[int], more: int) -> Iterator[None]:
+    """So many more than each has open now; fewer than it has when that is negative."""
+    before = [resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids]
+    for pid, (_, hard) in zip(pids, before, strict=True):
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (files_of(pid) + more, hard))
+    try:
+        yield
+    finally:
+        for pid, limits in zip(pids, before, strict=True):
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+
+async def opened(
+    person: Person, url: str, stack: contextlib.AsyncExitStack, seconds: float = 20
+) -> int:
+    """One more socket that stays open; the status of the answer, 0 when there was none."""
+    try:
+        async with asyncio.timeout(seconds):
+            await stack.enter_async_context(person.socket(url))
+    except InvalidStatus as refused:
+        return refused.response.status_code
+    except (OSError, WebSocketException):
+        return 0
+    return 101
+
+
+@contextlib.asynccontextmanager
+async def open_meanwhile(cluster: Cluster) -> AsyncIterator[tuple[Person, list[str]]]:
+    """Somebody reads an answer all the while, on one socket of each replica and to the end."""
+    person = await Person(cluster).arrive()
+    generation = await person.ask("count 200 pace=80")
+    readers = [Reader(person, generation) for _ in cluster.replicas]
+    reading = [
+        asyncio.create_task(reader.read(url=url))
+        for reader, url in zip(readers, cluster.replicas, strict=True)
+    ]
+    while not all(len(reader.text) > 20 for reader in readers):
+        await asyncio.sleep(0.05)
+    yield person, [cluster.url, *cluster.replicas]
+    assert not any(reader.status for reader in readers), "it ended too soon to tell"
+    await asyncio.gather(*reading)
+    assert max(reader.longest_pause for reader in readers) < 2  # generous: 0.13 is usual
+    counted = " ".join(map(str, range(1, 201)))
+    assert {(reader.text, reader.status) for reader in readers} == {(counted, "done")}
+
+
+async def test_row_31_short_of_files_new_sockets_hear_503_and_old_ones_live(cluster: Cluster):
+    async with (
+        open_meanwhile(cluster) as (person, everywhere),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        with files_limited(serving(cluster), KEPT + 10):
+            statuses = [await opened(person, url, stack) for _ in range(20) for url in everywhere]
+            async with httpx.AsyncClient() as client:
+                answers = [(await client.get(f"{url}/readyz")).status_code for url in everywhere]
+        again = [await opened(person, url, stack) for url in everywhere]
+    assert (statuses[:3], statuses[-3:]) == ([101] * 3, [503] * 3)
+    assert set(statuses) == {101, 503}
+    assert answers == [200] * 3  # files are kept for everything else
+    assert again == [101] * 3
+
+
+async def test_row_31_a_replica_that_is_short_of_files_is_passed_over(cluster: Cluster):
+    async with open_meanwhile(cluster) as (person, _), contextlib.AsyncExitStack() as stack:
+        with files_limited(serving(cluster)[:1], KEPT):
+            statuses = [await opened(person, cluster.url, stack) for _ in range(10)]
+    assert statuses == [101] * 10
+
+
+async def test_row_31_with_no_file_left_old_sockets_live_and_new_ones_come_in_afterwards(
+    cluster: Cluster,
+):
+    """Too late for a status: the connection cannot be taken, and waits. The limit above is why."""
+    async with (
+        open_meanwhile(cluster) as (person, everywhere),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        with files_limited(serving(cluster), -15):
+            tries = [opened(person, url, stack, seconds=2) for url in everywhere]
+            statuses = await asyncio.gather(*tries)
+        again = [await opened(person, url, stack) for url in everywhere]
+    assert statuses == [0] * 3
+    assert again == [101] * 3
