@@ -27,6 +27,7 @@ CHAT_POLL_SECONDS = 4.0
 LIST_PAUSE_SECONDS = 0.25
 LIST_POLL_SECONDS = 3600
 DATABASE_PAUSE_SECONDS = 1.0
+MAX_EVENTS = 256  # of one look: a reader who lags keeps no more than these in memory
 MAX_HTML_CHARACTERS = 48 * 1024  # a frame is at most 64 KiB; a larger end is fetched by HTTP
 
 
@@ -37,6 +38,7 @@ class Look:
     events: list[Event] = field(default_factory=list)
     state: Frame | None = None
     end: Frame | None = None
+    has_more: bool = False
 
 
 async def follow_generation(pk: UUID, epoch: int, after: int) -> AsyncIterator[Frame]:
@@ -60,14 +62,15 @@ async def follow_generation(pk: UUID, epoch: int, after: int) -> AsyncIterator[F
             if look.end:
                 yield look.end
                 return
-            rung = await bell.wait(doorbell.patience(POLL_SECONDS))
+            # Before it is read whole, no ring is due.
+            rung = look.has_more or await bell.wait(doorbell.patience(POLL_SECONDS))
 
 
 async def _glance(pk: UUID, epoch: int, after: int, rung: bool) -> Look | None:
     """From the newest part of a live log; None when that does not tell enough."""
-    events = await Generation(pk=pk).log.news(epoch, after)
+    events = await Generation(pk=pk).log.news(epoch, after, MAX_EVENTS)
     if events:
-        return Look(events, {"status": "running"})
+        return Look(events, {"status": "running"}, has_more=len(events) == MAX_EVENTS)
     # A ring whose event was read with the one before it says nothing of the run's row.
     return Look() if rung and events is not None else None
 
@@ -84,9 +87,9 @@ def _delta(pk: UUID, event: Event) -> Frame:
 
 
 def _look(pk: UUID, epoch: int, after: int) -> Look:
-    events = Generation(pk=pk).log.read(epoch, after)
+    events = Generation(pk=pk).log.read(epoch, after, MAX_EVENTS)
     if events and not events[-1].is_terminal:
-        return Look(events, {"status": "running"})
+        return Look(events, {"status": "running"}, has_more=len(events) == MAX_EVENTS)
     run = with_lapse().filter(pk=pk).first()
     deltas = [event for event in events if not event.is_terminal]
     if run is None or not run.is_active:

@@ -30,7 +30,7 @@ from inference.database import in_live_log
 from inference.live_scripts import ADOPT, APPEND, CLOSE, READ, SEED, STOP
 from inference.redis_server import Away
 from inference.saving import Entry, Unsaved, save
-from inference.tokenlog import DatabaseLog, Event, Fenced, Tail, pack, unpack
+from inference.tokenlog import NO_LIMIT, DatabaseLog, Event, Fenced, Tail, pack, unpack
 
 if TYPE_CHECKING:
     from inference.models import Generation
@@ -82,28 +82,30 @@ class LiveLog(DatabaseLog):
         self._writer: Writer | None = None
 
     # --- readers --------------------------------------------------------------------------
-    def read(self, epoch: int, after: int) -> list[Event]:
-        """Events after `after`; from the start when `epoch` is not the current one any more."""
+    def read(self, epoch: int, after: int, limit: int = NO_LIMIT) -> list[Event]:
+        """The first events after `after`; from the start when `epoch` is not the current one."""
         try:
-            found = redis_server.server().run(READ, self._head, epoch, after)
+            found = redis_server.server().run(READ, self._head, epoch, after, limit)
         except Away:
             found = None
         if found is None or int(found[0]) < epoch:  # gone, or left over from before
-            return super().read(epoch, after)
+            return super().read(epoch, after, limit)
         now, base = int(found[0]), int(found[1])
         newest = _events(found)
         start = after if now == epoch else 0
         if start >= base:
             return newest
-        older = super().read(now, start)
+        older = super().read(now, start, limit)
         if not older or older[-1].epoch != now:
             return older  # what Redis has is left over from before
+        if len(older) == limit and older[-1].seq < base:
+            return older
         # What is saved meanwhile is in both.
-        return [event for event in older if event.seq <= base] + newest
+        return ([event for event in older if event.seq <= base] + newest)[:limit]
 
-    async def news(self, epoch: int, after: int) -> list[Event] | None:
+    async def news(self, epoch: int, after: int, limit: int = NO_LIMIT) -> list[Event] | None:
         try:
-            found = await run_script(READ, self._head, epoch, after)
+            found = await run_script(READ, self._head, epoch, after, limit)
         except Away:
             return None
         # Not there, another epoch than the reader's, or begun after what the reader has.

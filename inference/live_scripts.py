@@ -70,12 +70,13 @@ redis.call('PUBLISH', ARGV[6], '')
 return 'ok'
 """
 
-# epoch, after → [epoch, base, events], or nothing if there is no such log
+# epoch, after, limit → [epoch, base, events], or nothing if there is no such log
 READ = f"""{_EVENTS}
 local now = redis.call('HMGET', head, 'epoch', 'base')
 if not now[1] then return false end
 local after = now[1] == ARGV[1] and ARGV[2] or '0'
-return {{now[1], now[2], redis.call('XRANGE', events, '(' .. after .. '-1', '+')}}
+local found = redis.call('XRANGE', events, '(' .. after .. '-1', '+', 'COUNT', ARGV[3])
+return {{now[1], now[2], found}}
 """
 
 # The person asked the run to stop: its writer hears of it with its next append.

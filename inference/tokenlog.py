@@ -23,6 +23,8 @@ from inference.engines.text import estimated_tokens
 if TYPE_CHECKING:
     from inference.models import Generation
 
+NO_LIMIT = 2**31 - 1
+
 
 class Fenced(Exception):
     """The log has another writer now, or has ended: stop at once, your work is not wanted."""
@@ -76,20 +78,21 @@ class DatabaseLog:
         self.id = generation_id
 
     # --- readers --------------------------------------------------------------------------
-    def read(self, epoch: int, after: int) -> list[Event]:
-        """Events after `after`; from the start when `epoch` is not the current one any more."""
+    def read(self, epoch: int, after: int, limit: int = NO_LIMIT) -> list[Event]:
+        """The first events after `after`; from the start when `epoch` is not the current one."""
         sql = """
             SELECT c.epoch, c.seq, c.kind, c."offset", c.text
             FROM inference_generation g
             JOIN inference_chunk c ON c.generation_id = g.id AND c.epoch = g.epoch
             WHERE g.id = %s AND c.seq > CASE WHEN g.epoch = %s THEN %s ELSE 0 END
             ORDER BY c.seq
+            LIMIT %s
         """
         with connection.cursor() as cursor:
-            cursor.execute(sql, [self._key(), epoch, after])
+            cursor.execute(sql, [self._key(), epoch, after, limit])
             return [Event(*row) for row in cursor.fetchall()]
 
-    async def news(self, epoch: int, after: int) -> list[Event] | None:
+    async def news(self, epoch: int, after: int, limit: int = NO_LIMIT) -> list[Event] | None:
         """The same from the newest part alone, cheaply; None: only `read` can tell."""
         return None
 

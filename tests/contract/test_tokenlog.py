@@ -54,6 +54,20 @@ def test_a_reader_gets_only_what_comes_after_its_own_position(run: Generation):
     assert [event.seq for event in run.log.read(0, 3)] == [4, 5]
 
 
+def test_a_reader_gets_no_more_at_once_than_it_asks_for(run: Generation):
+    """Wherever they are: some may be saved already, and the live log begun anew after them."""
+    for seq in range(1, 4):
+        run.log.append(run.fence, seq, str(seq), [seq])
+    run.log.save(run.fence)
+    run = take_over(run)
+    for seq in range(4, 7):
+        run.log.append(run.fence, seq, str(seq), [seq])
+    for limit in range(1, 7):
+        for after in range(6):
+            events = run.log.read(run.epoch, after, limit)
+            assert [event.seq for event in events] == list(range(1, 7))[after : after + limit]
+
+
 def test_a_reader_of_another_epoch_gets_everything(run: Generation):
     run.log.append(run.fence, 1, "a", [1])
     assert [event.seq for event in run.log.read(-1, 1)] == [1]

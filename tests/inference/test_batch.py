@@ -74,7 +74,7 @@ async def test_who_gave_up_is_not_asked_for_and_harms_nobody():
 async def test_scripts_are_run_together_also_when_the_server_forgot_them():
     redis_server.server().client.script_flush()
     keys = [redis_server.name("log", f"{{{uuid4()}}}") for _ in range(3)]
-    assert await asyncio.gather(*(run_script(READ, key, 0, 0) for key in keys)) == [None] * 3
+    assert await asyncio.gather(*(run_script(READ, key, 0, 0, 9) for key in keys)) == [None] * 3
 
 
 @pytest.mark.django_db(transaction=True)
