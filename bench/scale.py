@@ -118,6 +118,7 @@ async def sockets(cluster: Cluster) -> dict[str, Any]:
 
 
 OPEN: list[asyncio.StreamWriter] = []
+ANSWERING: list[asyncio.Task[None]] = []
 
 
 async def _open(person: Person, replica: str, gate: asyncio.Semaphore) -> None:
@@ -135,6 +136,14 @@ async def _open(person: Person, replica: str, gate: asyncio.Semaphore) -> None:
         assert status.startswith(b"HTTP/1.1 101"), status
         assert b"hello" in await reader.read(200)
     OPEN.append(writer)
+    ANSWERING.append(asyncio.create_task(_answer_pings(reader, writer)))
+
+
+async def _answer_pings(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """As a browser does by itself; who does not is dropped."""
+    while data := await reader.read(4096):
+        if b"\x89\x00" in data:
+            writer.write(b"\x8a\x80\0\0\0\0")
 
 
 async def _stalls(probe: ClientConnection, seconds: float) -> list[float]:

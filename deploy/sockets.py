@@ -1,21 +1,63 @@
-"""gunicorn's WebSocket, and what it lacks: a limit on open files."""
+"""gunicorn's WebSocket, and what it lacks: a limit on open files, and a sign of life.
 
+One timer for each socket and no task: thousands are open and idle.
+"""
+
+import asyncio
 import resource
 from typing import Any
 
 from gunicorn.asgi import websocket
 
 KEPT_FILES = 64  # of the limit: for the database, Redis, and pages
+PING_SECONDS = 20.0  # between two pings; a reader that has not answered one by the next is gone
+STUCK_LOOKS = 3  # at what nothing was heard of meanwhile; the outbox gives up after 30 s
+WAITING_BYTES = 16 * 1024  # in gunicorn, on their way to a reader: the outbox holds the rest
+LINGER_SECONDS = 10.0  # for a reader who was told to leave, to take what is on its way
 
 
 class Socket(websocket.WebSocketProtocol):  # type: ignore[misc]  # gunicorn has no types
-    """Answers 503 while files are short. (Of ASGI's refusals gunicorn makes 403.)"""
+    """Answers 503 while files are short; ends what is half open."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._is_asked, self._stuck = False, 0
+
+    def feed_data(self, data: bytes) -> None:
+        self._is_asked, self._stuck = False, 0
+        super().feed_data(data)
 
     async def run(self) -> None:
-        if has_room(self.transport):
-            await super().run()
-        else:
+        if not has_room(self.transport):
             self._deny(503, "Service Unavailable")
+            return
+        loop = asyncio.get_running_loop()
+        self.transport.set_write_buffer_limits(high=WAITING_BYTES)
+        self._timer = loop.call_later(PING_SECONDS, self._ping, loop)
+        try:
+            await super().run()
+        finally:
+            self._timer.cancel()
+            # A close waits for what is unsent, and its reader may never take that.
+            loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def _ping(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Behind what waits for a slow reader a ping would not arrive: that gets longer."""
+        if self.transport.get_write_buffer_size():
+            self._stuck += 1
+        elif not self._is_asked:
+            self._is_asked = True
+            self._write_ping()
+        else:
+            self._stuck = STUCK_LOOKS
+        if self._stuck < STUCK_LOOKS:
+            self._timer = loop.call_later(PING_SECONDS, self._ping, loop)
+        else:
+            self.transport.abort()
+
+    def _write_ping(self) -> None:
+        if self.accepted and not self.closed:
+            self.transport.write(bytes([0x80 | websocket.OPCODE_PING, 0]))
 
 
 def has_room(transport: Any) -> bool:

@@ -3,22 +3,28 @@
 import asyncio
 import contextlib
 import resource
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
 from bench.cluster import Cluster
+from bench.proxy import Proxy
 from bench.reader import Reader
 from bench.site import Person, descendants
 from tests.cluster.conftest import needs_nginx
+from tests.faults.workers import ALL
 
 pytestmark = [
     *needs_nginx,
     pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux: limits of others"),
 ]
+ESTABLISHED, CLOSE_WAIT = "01", "08"  # of /proc/net/tcp
 KEPT = 64  # deploy/sockets.py
 
 
@@ -115,3 +121,41 @@ async def test_row_31_with_no_file_left_old_sockets_live_and_new_ones_come_in_af
         again = [await opened(person, url, stack) for url in everywhere]
     assert statuses == [0] * 3
     assert again == [101] * 3
+
+
+def taken(cluster: Cluster) -> int:
+    """Connections that the realtime processes hold, whatever their other side thinks."""
+    ports = {f":{urlsplit(url).port:04X}" for url in cluster.replicas}
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    rows = [line.split() for line in lines]
+    return sum(row[1][-5:] in ports and row[3] in (ESTABLISHED, CLOSE_WAIT) for row in rows)
+
+
+def watched(person: Person, url: str) -> connect:
+    """An idle socket that says nothing by itself, and answers pings."""
+    return connect(
+        url.replace("http", "ws") + "/ws/", additional_headers={"Cookie": person.cookies},
+        origin=url, ping_interval=None, close_timeout=0.1,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not ALL, reason="takes most of a minute: make faults")
+async def test_row_32_the_server_frees_half_open_sockets_and_no_others(cluster: Cluster):
+    person = await Person(cluster).arrive()
+    ports = [urlsplit(url).port or 0 for url in (cluster.url, cluster.replicas[0])]
+    lines = Proxy(ports[0]), Proxy(ports[1])
+    async with lines[0] as front, lines[1] as direct, watched(person, cluster.url) as one:
+        others = taken(cluster)
+        async with contextlib.AsyncExitStack() as stack:
+            for url in (front.url, direct.url) * 3:
+                await stack.enter_async_context(watched(person, url))
+            await asyncio.sleep(25)  # a ping has been answered through the line
+            assert taken(cluster) >= others + 6
+            front.is_hole = direct.is_hole = True
+            holed_at = time.monotonic()
+            while taken(cluster) > others:
+                assert time.monotonic() - holed_at < 45, "half-open sockets stay"
+                await asyncio.sleep(0.2)
+            print(f"freed after {time.monotonic() - holed_at:.0f} s")
+        async with asyncio.timeout(5):
+            await (await one.ping())
