@@ -31,6 +31,10 @@ def arm(text: str) -> None:
     _hits.clear()
 
 
+def is_set(name: str) -> bool:
+    return name in _points
+
+
 def hit(name: str) -> None:
     if name not in _points:
         return

@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from itertools import islice
 
+from inference import failpoints
 from inference.engines.base import (
     Capacity,
     Delta,
@@ -66,6 +67,7 @@ class SimulatedEngine:
         self._pace = tokens_per_second
         self._load_seconds = load_seconds
         self._busy = 0
+        self._moved_at = 0.0
 
     async def start(self, progress: Progress) -> None:
         for percent in range(0, 100, 10):
@@ -85,6 +87,7 @@ class SimulatedEngine:
             )
         async with self._slots:
             self._busy += 1
+            self._moved_at = time.monotonic()
             try:
                 async for delta in self._stream(request, prompt):
                     yield delta
@@ -112,6 +115,10 @@ class SimulatedEngine:
                 finish = at_limit
                 break
             await clock.tick()
+            if failpoints.is_set("decode"):
+                # In a thread, as a decoder would be stuck: the process is well otherwise.
+                await asyncio.to_thread(failpoints.hit, "decode")
+            self._moved_at = time.monotonic()
             made += 1
             if made == crash:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -137,7 +144,7 @@ class SimulatedEngine:
         return "simulated/1"
 
     def seconds_without_progress(self) -> float:
-        return 0.0
+        return time.monotonic() - self._moved_at if self._busy else 0.0
 
     def _prompt_tokens(self, turns: Sequence[Turn]) -> int:
         return sum(len(encode(turn.content)) + 4 for turn in turns)
