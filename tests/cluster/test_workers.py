@@ -25,18 +25,21 @@ FAKETIME = next(map(str, Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), 
 
 
 @contextlib.contextmanager
-def another_worker(cluster: Cluster, **environment: str) -> Iterator[None]:
-    """Beside the cluster's own two."""
+def another_worker(
+    cluster: Cluster, *words: str, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Beside the cluster's own two; nobody looks after it."""
     with (cluster.folder / "another.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "deploy" / "role.py"), "worker"], cwd=ROOT,
+            [sys.executable, str(ROOT / "deploy" / "role.py"), "worker", *words], cwd=ROOT,
             env=cluster.environment | cluster.told | environment, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
     try:
-        yield
+        yield process
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
