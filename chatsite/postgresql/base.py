@@ -13,6 +13,7 @@ from django.db.backends.postgresql import base
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from chatsite.postgresql import room
+from chatsite.postgresql.schema import SchemaEditor
 
 LOOK_SECONDS = 0.3  # the pool is asked anew, which is when it tries to connect
 REFUSED_SECONDS = 0.8  # and so long if the server refuses
@@ -35,6 +36,8 @@ POOL: dict[str, Any] = {
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
+    SchemaEditorClass = SchemaEditor
+
     def __init__(self, settings_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         options = settings_dict["OPTIONS"]
         options["pool"] = {**POOL, **options["pool"]}

@@ -1,0 +1,39 @@
+"""manage.py migrate: Django's, for a database that people are using meanwhile."""
+
+import random
+import time
+from typing import Any
+
+from django.core.management.base import CommandError
+from django.core.management.commands import migrate
+from django.db import OperationalError
+
+PATIENCE_SECONDS = 600.0
+PAUSE_SECONDS = (1.0, 2.0)  # those who waited behind us go first
+MAY_BE_TRIED_AGAIN = ("55P03", "40P01")  # PostgreSQL's: lock not available, deadlock
+TOO_LONG = (
+    f"A table has been in use for {PATIENCE_SECONDS / 60:.0f} minutes: see pg_stat_activity for "
+    "transactions that do not end. What was migrated before stays; start the command again."
+)
+
+
+class Command(migrate.Command):
+    def handle(self, *args: Any, **options: Any) -> None:
+        """What could not get its locks soon is rolled back and tried again; the rest stays."""
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                super().handle(*args, **options)
+                return
+            except OperationalError as error:
+                if not is_locked(error):
+                    raise
+                if time.monotonic() > give_up_at:
+                    raise CommandError(TOO_LONG) from error
+            self.stderr.write("A table is in use; trying again.")
+            time.sleep(random.uniform(*PAUSE_SECONDS))
+
+
+def is_locked(error: OperationalError) -> bool:
+    """chatsite/postgresql/schema.py says how long a lock is waited for."""
+    return getattr(error.__cause__, "sqlstate", "") in MAY_BE_TRIED_AGAIN
