@@ -112,7 +112,7 @@ class Cluster:
     def wait_until_up(self, role: str, count: int, seconds: float = 60) -> None:
         """So many replicas of it run, and those that serve HTTP answer."""
         deadline = time.monotonic() + seconds
-        while len(self.pids_of(role)) < count or not all(map(_answers, self.replicas)):
+        while len(self.pids_of(role)) < count or not all(map(answers, self.replicas)):
             assert time.monotonic() < deadline, self.log[-3000:]
             time.sleep(0.1)
 
@@ -141,7 +141,7 @@ def _is_first(pid: int) -> bool:
     return False
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     with contextlib.suppress(httpx.HTTPError):
         return httpx.get(f"{url}/readyz").status_code == 200
     return False

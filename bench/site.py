@@ -149,6 +149,7 @@ class Person:
         self.site = site
         self.http = httpx.AsyncClient(base_url=site.url, timeout=60)
         self.token = ""
+        self.protocol = "?protocol=1"  # of the socket, as pages state it
 
     async def arrive(self) -> "Person":
         page = (await self.http.get("/")).text
@@ -197,7 +198,7 @@ class Person:
         url = url or self.site.url
         headers = {"Cookie": self.cookies}
         async with connect(
-            url.replace("http", "ws") + "/ws/",
+            url.replace("http", "ws") + "/ws/" + self.protocol,
             additional_headers=headers,
             origin=url,  # type: ignore[arg-type]
             max_queue=None,  # with a limit, leaving while frames wait takes ten seconds

@@ -22,6 +22,8 @@ from chats.frames import (
     Watch,
     WatchChat,
     parse,
+    spoken_protocol,
+    stated_protocol,
 )
 from chats.keeper import keeper
 from chats.models import Chat
@@ -31,7 +33,6 @@ from inference.batch import batch
 from inference.models import Generation
 
 logger = logging.getLogger(__name__)
-PROTOCOL = 1
 MAX_WATCHES = 16
 MAX_MALFORMED = 5
 CLOSE_SECONDS = 5.0
@@ -83,7 +84,14 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
         keeper().add(self)
         self._start("outbox", self.outbox.run)
         self._start("list", lambda: self._forward(tail.follow_list(person.pk)))
-        await self.outbox.put({"type": "hello", "protocol": PROTOCOL})
+        await self._greet(stated_protocol(self.scope.get("query_string", b"")))
+
+    async def _greet(self, stated: int) -> None:
+        """A page that hears of a newer protocol than its own loads itself anew."""
+        spoken = spoken_protocol(stated)
+        await self.outbox.put({"type": "hello", "protocol": spoken})
+        if spoken > stated:
+            await self._close(UNSUPPORTED)
 
     # --- frames in ------------------------------------------------------------------------
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:

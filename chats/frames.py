@@ -3,8 +3,11 @@
 import json
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qs
 from uuid import UUID
 
+PROTOCOL = 1  # of all frames, both ways; static/js/socket.js has the page's
+OLDEST = 1  # while a release is rolled out, pages of the one before are open
 MAX_FRAME_BYTES = 16 * 1024
 MAX_NUMBER = 2**31 - 1
 
@@ -57,6 +60,17 @@ def parse(text: str) -> ClientFrame:
     frame = FRAMES[kind]
     kinds = frame.__annotations__
     return frame(**{name: CHECKS[kind](data.get(name)) for name, kind in kinds.items()})
+
+
+def stated_protocol(query: bytes) -> int:
+    """What a page says it speaks, in the address of its socket; the first ones said nothing."""
+    [stated] = parse_qs(query.decode("latin-1")).get("protocol", ["1"])[:1]
+    return int(stated) if stated.isascii() and stated.isdigit() and len(stated) < 6 else 1
+
+
+def spoken_protocol(stated: int) -> int:
+    """The newest that both know. Newer than `stated`: it is too old, and has to be loaded anew."""
+    return min(stated, PROTOCOL) if stated >= OLDEST else PROTOCOL
 
 
 def _refuse(constant: str) -> Any:

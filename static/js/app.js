@@ -30,7 +30,8 @@ function deliverFrames() {
 }
 
 function showNetwork() {
-  socket.on("hello", () => {
+  socket.on("hello", ({ protocol }) => {
+    if (protocol > socket.PROTOCOL) reloadWhenFree();
     clearTimeout(isOffline);
     isOffline = null;
     network.textContent = "";
@@ -38,12 +39,20 @@ function showNetwork() {
   socket.on("offline", () => {
     isOffline ??= setTimeout(() => (network.textContent = "Reconnecting…"), 1200);
   });
-  socket.on("session over", () => {
-    const last = Number(sessionStorage.getItem("reloaded"));
-    if (Date.now() - last < 60_000) return;
-    sessionStorage.setItem("reloaded", Date.now());
-    location.reload();
-  });
+  socket.on("session over", reload);
+}
+
+// Drafts and messages on their way outlive it; what is being edited would not.
+function reloadWhenFree() {
+  if (document.querySelector(".edit[open], dialog[open]")) setTimeout(reloadWhenFree, 1000);
+  else reload();
+}
+
+function reload() {
+  const last = Number(sessionStorage.getItem("reloaded"));
+  if (Date.now() - last < 60_000) return;
+  sessionStorage.setItem("reloaded", Date.now());
+  location.reload();
 }
 
 function listen() {

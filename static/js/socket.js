@@ -1,5 +1,6 @@
 // One WebSocket for the page: it reconnects by itself and watches again from where each reader is.
 
+export const PROTOCOL = 1; // chats/frames.py has the server's
 const CALM = 45_000;
 const readers = new Map(); // generation id → () => ({epoch, seq})
 const listeners = new Map(); // frame type → functions
@@ -47,7 +48,7 @@ function send(frame) {
 export function connect() {
   clearTimeout(timer);
   if (socket && socket.readyState <= WebSocket.OPEN) return;
-  const url = new URL("/ws/", location.href);
+  const url = new URL(`/ws/?protocol=${PROTOCOL}`, location.href);
   url.protocol = url.protocol.replace("http", "ws");
   socket = new WebSocket(url);
   socket.addEventListener("open", opened);

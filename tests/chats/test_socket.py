@@ -12,7 +12,7 @@ from django.contrib.sessions.models import Session
 from django.db import OperationalError, connection
 from django.test import Client
 
-from chats import consumers, outbox, tail
+from chats import consumers, frames, outbox, tail
 from chats.consumers import ChatSocket, close_all
 from chats.frames import FRAMES
 from chats.models import Chat, Message
@@ -35,13 +35,13 @@ def cookie_of(user):
 
 
 @asynccontextmanager
-async def page(user=None, cookie=""):
+async def page(user=None, cookie="", stated="?protocol=1", told=1):
     cookie = cookie or (await sync_to_async(cookie_of)(user) if user else "")
     headers = [(b"cookie", f"session={cookie}".encode())]
-    socket = WebsocketCommunicator(ChatSocket.as_asgi(), "/ws/", headers)
+    socket = WebsocketCommunicator(ChatSocket.as_asgi(), f"/ws/{stated}", headers)
     await socket.connect()
     if user:
-        assert await next_frame(socket) == {"type": "hello", "protocol": 1}
+        assert await next_frame(socket) == {"type": "hello", "protocol": told}
     yield socket
     await socket.disconnect()
 
@@ -98,6 +98,31 @@ async def test_an_answer_is_delivered_from_first_state_to_end(alice, worker, pen
         end = await next_of(socket, "end")
         assert (end["seq"], end["status"], end["epoch"]) == (3, "done", 0)
         assert "<p>Héllo</p>" in end["html"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [("", 1), ("?protocol=1", 1), ("?protocol=2", 2), ("?protocol=3", 3), ("?protocol=4", 3),
+     ("?protocol=", 1), ("?protocol=-1", 1), ("?protocol=x", 1), ("?protocol=99999999999", 1),
+     ("?protocol=%ff%fe&protocol=2", 1)],
+)  # fmt: skip
+async def test_the_newest_protocol_that_page_and_server_know_is_spoken(
+    alice, monkeypatch, stated, told
+):
+    monkeypatch.setattr(frames, "PROTOCOL", 3)
+    async with page(alice, stated=stated, told=told) as socket:
+        await send(socket, type="ping")
+        assert (await next_of(socket, "pong"))["type"] == "pong"
+
+
+@pytest.mark.parametrize("stated", ["", "?protocol=1"])
+async def test_a_page_that_is_too_old_hears_of_the_newer_protocol_and_is_closed(
+    alice, monkeypatch, stated
+):
+    monkeypatch.setattr(frames, "PROTOCOL", 3)
+    monkeypatch.setattr(frames, "OLDEST", 2)
+    async with page(alice, stated=stated, told=3) as socket:
+        assert await next_of(socket) == 1003
 
 
 async def test_a_reader_comes_back_and_gets_only_what_is_new(alice, release, pen):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import subprocess
 import sys
 import threading
@@ -11,11 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from bench.cluster import Cluster
 from bench.reader import Reader
 from bench.site import ROOT, Person
-from tests.cluster.conftest import needs_nginx
+from tests.chatsite.test_serve import COUNTED
+from tests.cluster.conftest import begin, needs_nginx
+from tests.cluster.test_workers import another_realtime
 
 pytestmark = needs_nginx
 
@@ -194,3 +198,91 @@ async def test_row_44_a_migration_under_load_holds_nobody_up_for_a_second(
     assert len(crowd.sends) > 50
     assert max(waits) < 1
     assert max(crowd.sends) < 2  # generous: a second, on a machine with others' work
+
+
+# --- row 43: other pages ------------------------------------------------------------------
+APP = """
+from django.apps import AppConfig
+
+
+class LaterApp(AppConfig):
+    name = "later_app"
+
+    def ready(self):
+        from chats import frames
+
+        frames.PROTOCOL, frames.OLDEST = {protocol}, {oldest}
+"""
+APP_SETTINGS = """
+from chatsite.settings import *
+
+INSTALLED_APPS = [*INSTALLED_APPS, "later_app.apps.LaterApp"]
+"""
+
+
+@contextlib.contextmanager
+def realtime_of_a_later_release(
+    cluster: Cluster, folder: Path, protocol: int, oldest: int
+) -> Iterator[str]:
+    """A replica whose frames are of another protocol; its address."""
+    (folder / "later_settings.py").write_text(APP_SETTINGS)
+    (folder / "later_app").mkdir()
+    (folder / "later_app" / "__init__.py").touch()
+    (folder / "later_app" / "apps.py").write_text(APP.format(protocol=protocol, oldest=oldest))
+    later = {"DJANGO_SETTINGS_MODULE": "later_settings", "PYTHONPATH": str(folder)}
+    with another_realtime(cluster, **later) as url:
+        yield url
+
+
+async def hello(person: Person, url: str) -> tuple[int, int]:
+    """What a replica says it speaks, and the code it closes with, 0 if it does not."""
+    async with person.socket(url) as socket:
+        frame = json.loads(await socket.recv())
+        assert frame["type"] == "hello"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await socket.wait_closed()
+        return frame["protocol"], socket.close_code or 0
+
+
+@pytest.mark.parametrize("stated", ["", "?protocol=1"])
+async def test_row_43_a_page_of_today_reads_on_at_a_server_of_tomorrow_and_back(
+    cluster: Cluster, tmp_path: Path, stated: str
+):
+    reader = await begin(cluster, "count 250 pace=60", until=60)
+    reader.person.protocol = stated
+    with realtime_of_a_later_release(cluster, tmp_path, protocol=2, oldest=1) as tomorrow:
+        for url in (tomorrow, cluster.replicas[0], tomorrow):
+            await reader.read(len(reader.text) + 60, url)
+        assert await hello(reader.person, tomorrow) == (1, 0)
+        await reader.finish(tomorrow)
+    assert (reader.text, reader.resets) == (" ".join(map(str, range(1, 251))), 0)
+
+
+async def test_row_43_a_page_of_tomorrow_reads_at_a_server_of_today(cluster: Cluster):
+    reader = await begin(cluster)
+    reader.person.protocol = "?protocol=2"
+    assert await hello(reader.person, cluster.url) == (1, 0)
+    async with reader.person.socket() as socket:
+        await socket.send('{"type": "a frame of tomorrow"}')
+        watching = {"type": "watch", "generation": reader.generation, "tomorrow": True}
+        await socket.send(json.dumps({**watching, "epoch": reader.epoch, "after": reader.seq}))
+        async for text in socket:
+            frame = json.loads(text)
+            if frame.get("generation") == reader.generation:
+                reader.take(frame)
+            if reader.status:
+                break
+    assert (reader.text, reader.status) == (COUNTED, "done")
+
+
+async def test_row_43_a_page_that_is_too_old_is_told_and_loses_nothing(
+    cluster: Cluster, tmp_path: Path
+):
+    reader = await begin(cluster)
+    with realtime_of_a_later_release(cluster, tmp_path, protocol=3, oldest=2) as url:
+        assert await hello(reader.person, url) == (3, 1003)
+        reader.person.protocol = "?protocol=3"  # loaded anew, as it was told to
+        assert await hello(reader.person, url) == (3, 0)
+        await reader.finish(url)
+    assert (reader.text, reader.status) == (COUNTED, "done")

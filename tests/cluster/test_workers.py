@@ -6,32 +6,32 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from bench.cluster import Cluster
+from bench.cluster import Cluster, answers
 from bench.faults import stopped
 from bench.proxy import Proxy
 from bench.reader import Reader
-from bench.site import ROOT, Person
+from bench.site import ROOT, Person, free_port
 from tests.chatsite.test_serve import COUNT, COUNTED
 from tests.cluster.conftest import needs_nginx
 
 pytestmark = needs_nginx
+Process = subprocess.Popen[bytes]
 FAKETIME = next(map(str, Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), "")
 
 
 @contextlib.contextmanager
-def another_worker(
-    cluster: Cluster, *words: str, **environment: str
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Beside the cluster's own two; nobody looks after it."""
+def another(cluster: Cluster, *words: str, **environment: str) -> Iterator[Process]:
+    """A process of a role beside the cluster's own; nobody looks after it."""
     with (cluster.folder / "another.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "deploy" / "role.py"), "worker", *words], cwd=ROOT,
+            [sys.executable, str(ROOT / "deploy" / "role.py"), *words], cwd=ROOT,
             env=cluster.environment | cluster.told | environment, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
@@ -41,6 +41,24 @@ def another_worker(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@contextlib.contextmanager
+def another_worker(cluster: Cluster, **environment: str) -> Iterator[Process]:
+    with another(cluster, "worker", **environment) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def another_realtime(cluster: Cluster, **environment: str) -> Iterator[str]:
+    """Its address, once it answers."""
+    port = free_port()
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
+    with another(cluster, "realtime", **{"PORT": str(port), **environment}):
+        while not answers(url):
+            assert time.monotonic() < deadline, (cluster.folder / "another.log").read_text()
+            time.sleep(0.1)
+        yield url
 
 
 async def test_row_9_a_worker_whose_database_is_slow_gives_its_answer_away(cluster: Cluster):
