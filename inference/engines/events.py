@@ -16,10 +16,11 @@ class EventParser:
 
     Lines end in CR, LF or both; the `data` lines of one event are joined by LF; other fields
     (`event`, `id`, `retry`) mean nothing to us. Raises Garbled for an event without end.
+    What is not UTF-8 cannot be encoded again, so that whoever gets the event can refuse it.
     """
 
     def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="surrogateescape")
         self._begun: list[str] = []  # pieces of the line that has not ended
         self._held = ""  # a CR at the very end, which may be half of a CR LF
         self._data: list[str] = []

@@ -183,7 +183,8 @@ class Server:
 
     def _parsed(self, text: str | bytes) -> dict[str, Any]:
         try:
-            value = json.loads(text)
+            # Encoding refuses what was not UTF-8: a mark in its place would be shown for good.
+            value = json.loads(text.encode() if isinstance(text, str) else text)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):

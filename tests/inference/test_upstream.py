@@ -204,6 +204,7 @@ BAD = {
     "our key": said({"detail": f"not {KEY}"}, 401),
     "a redirect": Reply(status=302, headers={"location": "http://elsewhere/"}),
     "no JSON": streamed(b"data: {nonsense"),
+    "no UTF-8": streamed(b'data: {"choices": [{"text": "\xe6\xbc"}]}'),
     "a list": streamed([1, 2]),
     "wrong types": streamed({"choices": [{"text": 5}]}),
     "ids that are none": streamed(chunk("x", ["y"])),  # type: ignore[list-item]
