@@ -2,23 +2,27 @@
 
 import asyncio
 import os
+import re
 import signal
 import time
+from collections import Counter
 from dataclasses import dataclass
-from uuid import UUID
+from pathlib import Path
+from uuid import UUID, uuid4
 
+import httpx
 import psycopg
 import pytest
 from psycopg.rows import class_row
 
 from bench.cluster import Cluster
-from bench.faults import stopped
+from bench.faults import redis_of, stopped
 from bench.reader import Reader
-from bench.site import Person
+from bench.site import Person, found_generation
 from inference.runner import EXIT_WEDGED, STALL_SECONDS
 from tests.chatsite.test_serve import is_running
 from tests.cluster.conftest import begin, needs_nginx
-from tests.cluster.test_workers import another_worker
+from tests.cluster.test_workers import FAKETIME, another_realtime, another_worker
 from tests.faults.workers import ALL
 
 pytestmark = needs_nginx
@@ -61,9 +65,9 @@ async def until_gone(pid: int, seconds: float) -> float:
     return time.monotonic() - started
 
 
-async def go_on(reader: Reader) -> "asyncio.Task[None]":
+async def go_on(reader: Reader, url: str = "") -> "asyncio.Task[None]":
     """Read again; every pause from now on is the answer's, and none the reader's own."""
-    seen, reading = len(reader.text), asyncio.create_task(reader.finish())
+    seen, reading = len(reader.text), asyncio.create_task(reader.finish(url))
     while len(reader.text) <= seen and not reading.done():
         await asyncio.sleep(0.01)
     return reading
@@ -184,3 +188,111 @@ async def test_row_8_a_wedged_decoder_is_taken_over_after_the_stall_limit(cluste
         await reading
     judge(cluster, reader, LONG_COUNTED, attempts=2)
     assert STALL_SECONDS < reader.longest_pause < STALL_SECONDS + 15
+
+
+# --- in another time ----------------------------------------------------------------------
+# Of each process in another time. Python sleeps until a time of the monotonic clock, which
+# libfaketime refuses (EINVAL). And what each one takes for the time is written down.
+WITNESS = """
+import os
+import select
+import threading
+import time
+
+time.sleep = lambda seconds: select.select([], [], [], seconds) and None
+
+
+def tell():
+    name = f"{os.path.dirname(__file__)}/told.{os.getpid()}"
+    while True:
+        with open(f"{name}.new", "w") as file:
+            file.write(str(time.time()))
+        os.replace(f"{name}.new", name)
+        time.sleep(0.2)
+
+
+def begin():
+    threading.Thread(target=tell, daemon=True).start()
+
+
+os.register_at_fork(after_in_child=begin)
+begin()
+"""
+
+
+def times_told(folder: Path) -> list[int]:
+    """How many minutes each process is off."""
+    told = [float(file.read_text()) for file in folder.glob("told.*") if file.suffix != ".new"]
+    return [round((moment - time.time()) / 60) for moment in told]
+
+
+@pytest.mark.skipif(not FAKETIME, reason="needs faketime (Debian: apt-get install faketime)")
+async def test_row_29_a_clock_that_jumps_back_an_hour_changes_no_lease(
+    cluster: Cluster, tmp_path: Path
+):
+    now = tmp_path / "now"
+    now.write_text("+0\n")
+    (tmp_path / "sitecustomize.py").write_text(WITNESS)
+    clock = {
+        "PYTHONPATH": str(tmp_path),
+        "LD_PRELOAD": FAKETIME, "FAKETIME_TIMESTAMP_FILE": str(now), "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }  # fmt: skip
+    with another_worker(cluster, **clock), another_realtime(cluster, **clock) as url:
+        own = await begin_on_another(cluster, LONG)
+        readers = [own, *[await begin(cluster, LONG, until=1) for _ in range(4)]]
+        reading = [await go_on(reader, url) for reader in readers]
+        assert len(told := times_told(tmp_path)) >= 3  # the worker, gunicorn's first and second
+        assert set(told) == {0}
+        now.write_text("-1h\n")
+        await asyncio.sleep(1)
+        assert set(times_told(tmp_path)) == {-60}
+        with stopped(cluster.pids_of("worker")):  # in the past too a run is taken and written
+            late = Reader(own.person, await own.person.ask("count 30 pace=80"))
+            await late.finish(url)
+        await asyncio.gather(*reading)
+    for reader in readers:
+        judge(cluster, reader, LONG_COUNTED, attempts=1)
+        assert reader.longest_pause < 5
+    judge(cluster, late, " ".join(map(str, range(1, 31))), attempts=1)
+
+
+# --- without what Redis had ---------------------------------------------------------------
+async def test_row_20_redis_emptied_again_and_again_is_not_noticed(cluster: Cluster):
+    """Sends, answers and sessions. In Redis are copies of sessions, counts of limits, answers
+    under way and wake-ups. "Single-flight holds" has nothing to hold yet: no answer is cached.
+    """
+    people = [await Person(cluster).arrive() for _ in range(4)]
+    user = {person: person_on_page(await person.http.get("/")) for person in people}
+    statuses: Counter[int] = Counter()
+    readers: list[Reader] = []
+    emptied = 0
+
+    async def keep_asking(person: Person) -> None:
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            fields = {"text": "count 40 pace=80", "client_id": str(uuid4())}
+            answer = await person.try_post("/chats/", **fields)
+            statuses[answer.status_code] += 1
+            readers.append(Reader(person, found_generation(answer.json())))
+            await readers[-1].finish()
+
+    asking = asyncio.gather(*map(keep_asking, people))
+    while not asking.done():
+        await asyncio.to_thread(redis_of(cluster).flushall)
+        emptied += 1
+        await asyncio.sleep(0.3)
+    await asking
+    assert set(statuses) == {200}
+    assert len(readers) > 12
+    assert emptied > 20
+    for reader in readers:
+        judge(cluster, reader, " ".join(map(str, range(1, 41))), attempts=1)
+    for person in people:
+        assert person_on_page(await person.http.get("/")) == user[person]
+
+
+def person_on_page(page: httpx.Response) -> str:
+    found = re.search(r'<body[^>]* data-user="([^"]+)"', page.text)
+    assert found, page.text[:500]
+    return found[1]
