@@ -7,7 +7,7 @@ from django.db import transaction
 
 from chats.models import Message
 from chats.refusals import Refusal
-from chats.titles import ask_for_title, store_title
+from chats.titles import ask_for_title, store_title, wants_title
 from inference.models import Generation
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,10 @@ def _settle_answer(generation: Generation) -> None:
     answer.save(update_fields=["text"])
     answer.chat.touch()
     if answer.chat.deleted_at is None:
-        _attempt(answer.chat.ask_next)
-        _attempt(lambda: ask_for_title(answer))
+        if answer.chat.pending.exists():  # locked: none can come now
+            _attempt(answer.chat.ask_next)
+        if wants_title(answer):
+            _attempt(lambda: ask_for_title(answer, generation))
 
 
 def _attempt(follow_up: Callable[[], object]) -> None:

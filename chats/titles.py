@@ -30,19 +30,24 @@ LABEL = re.compile(r"^\W*title\s*:", re.IGNORECASE)
 DECORATION = re.compile(r"^[\s#>*_`\"'“”‘’«»\-–—:.]+|[\s*_`\"'“”‘’«».,:;]+$")
 
 
-def ask_for_title(answer: Message) -> Generation | None:
-    """Queue a title for the chat of its first answer; None when it needs none."""
+def wants_title(answer: Message) -> bool:
+    chat = answer.chat
+    return bool(chat.title_is_automatic and not chat.title and answer.text and answer.parent)
+
+
+def ask_for_title(answer: Message, run: Generation) -> Generation | None:
+    """Queue a title for the chat of its first answer, which `run` made.
+
+    None when one is on its way.
+    """
     chat, question = answer.chat, answer.parent
-    if not chat.title_is_automatic or chat.title or not answer.text or question is None:
-        return None
-    if answer.generation is None:
-        return None
+    assert question is not None
     try:
         with transaction.atomic():
             return Generation.objects.enqueue(
                 user=chat.user,
-                release=answer.generation.release,
-                arm=answer.generation.arm,
+                release=run.release,
+                arm=run.arm,
                 messages=prompt(question.text),
                 common=COMMON,
                 parameters=PARAMETERS,

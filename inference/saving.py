@@ -47,7 +47,7 @@ def save(logs: Sequence[Unsaved]) -> set[UUID]:
     May be repeated: what an earlier try has written is left out, as is what belongs to an
     epoch that is over.
     """
-    with transaction.atomic():
+    with transaction.atomic(savepoint=False):
         heads = lock_running([log.id for log in logs])
         held = [log for log in logs if heads.get(log.id, (None,))[0] == log.fence]
         new = {log.id: _new(log, *heads[log.id][1:]) for log in held}

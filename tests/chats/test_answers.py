@@ -83,7 +83,7 @@ def test_a_deleted_chat_keeps_its_answer_and_asks_nothing_more(alice, release, p
 
 def test_a_failing_follow_up_does_not_lose_the_answer(alice, release, pen, monkeypatch, caplog):
     answer = Chat.start(alice, "Hi", uuid4())
-    monkeypatch.setattr(answers, "ask_for_title", lambda _: 1 / 0)
+    monkeypatch.setattr(answers, "ask_for_title", lambda *_: 1 / 0)
     pen(answer).write("Hello").end()
     assert Message.objects.get(pk=answer.pk).text == "Hello"
     assert "follow-up" in caplog.text
