@@ -18,11 +18,11 @@ class Forks:
         )  # fmt: skip
         assert self._answer() == "ready"
 
-    def start(self, release: str = "", failpoint: str = "") -> tuple[int, UUID]:
-        """The process and the boot id of a new worker."""
+    def start(self, release: str = "", failpoint: str = "", lanes: str = "") -> tuple[int, UUID]:
+        """The process and the boot id of a new worker; `lanes`: all, when none is named."""
         boot_id = uuid4()
-        pid = self._order(boot_id=str(boot_id), failpoint=failpoint, release=release)
-        return pid, boot_id
+        asked = {"failpoint": failpoint, "release": release, "lanes": lanes}
+        return self._order(boot_id=str(boot_id), **asked), boot_id
 
     def bury(self, boot_id: UUID) -> None:
         """It has died: what it held is free. Returns at once."""

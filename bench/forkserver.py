@@ -1,9 +1,9 @@
 """Starts real worker processes quickly: Django is loaded once, each worker is a fork of this.
 
-Lines on standard input: {"boot_id": …, "failpoint": …, "release": … (what people get, if empty)},
-or {"dead": boot_id} to do what a supervisor does when a worker has died; the answer is the new
-process's id. The workers are killed as any process is; only the second it takes to import
-Django is saved, once per kill.
+Lines on standard input: {"boot_id": …, "failpoint": …, "lanes": … (all, if empty), "release": …
+(what people get, if empty)}, or {"dead": boot_id} to do what a supervisor does when a worker has
+died; the answer is the new process's id. The workers are killed as any process is; only the
+second it takes to import Django is saved, once per kill.
 """
 
 import asyncio
@@ -56,13 +56,15 @@ def follow(what: Callable[[Order], None], order: Order) -> None:
 def work(order: Order) -> None:
     from inference import failpoints
     from inference.models import Release
+    from inference.wakeups import LANES
     from inference.worker import WorkerProcess
 
     failpoints.arm(order["failpoint"])
     wanted = order["release"]
     release = Release.objects.get(pk=wanted) if wanted else Release.objects.serving()
     assert release is not None
-    asyncio.run(WorkerProcess(release, UUID(order["boot_id"])).run())
+    lanes = order["lanes"].split(",") if order["lanes"] else tuple(LANES)
+    asyncio.run(WorkerProcess(release, UUID(order["boot_id"]), lanes).run())
 
 
 def bury(order: Order) -> None:

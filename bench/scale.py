@@ -1,4 +1,4 @@
-"""How much one process of a role bears: python -m bench.scale streams|sockets|storm|answers
+"""How much one process of a role bears: python -m bench.scale streams|sockets|visits|storm|answers
 
 The simulated model answers, everything else is real; the people are on the same machine.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from tqdm import tqdm
 from websockets.asyncio.client import ClientConnection
 
 from bench.cluster import MARKS, Cluster, running_cluster
@@ -158,6 +159,41 @@ async def _stalls(probe: ClientConnection, seconds: float) -> list[float]:
     return found
 
 
+# --- pages that are opened and left, again and again ---------------------------------------
+VISITS, WARM, DRIFT = int(os.environ.get("VISITS") or 200_000), 20_000, 0.05
+
+
+async def visits(cluster: Cluster) -> dict[str, Any]:
+    """Memory after the first of them, when all that is made once is made, and after the last."""
+    person = await Person(cluster).arrive()
+    pid = _process_that_serves(cluster)
+    before = 0.0
+    started = time.perf_counter()
+    for number in tqdm(range(0, VISITS, AT_ONCE), unit="visits", unit_scale=AT_ONCE):
+        gate = asyncio.Semaphore(AT_ONCE)
+        await asyncio.gather(*(_open(person, cluster.replicas[0], gate) for _ in range(AT_ONCE)))
+        _leave_all()
+        if number <= min(WARM, VISITS // 2):
+            before = megabytes(pid)
+    took = time.perf_counter() - started
+    await asyncio.sleep(15)
+    return {
+        "sockets opened and left": VISITS,
+        "a second": round(VISITS / took),
+        f"memory after {WARM} of them, MB": round(before, 1),
+        "memory after all, MB": round(megabytes(pid), 1),
+        "more, of what it was": round(megabytes(pid) / before - 1, 3),
+        "limit": DRIFT,
+    }
+
+
+def _leave_all() -> None:
+    for writer in OPEN:
+        writer.transport.abort()
+    OPEN.clear()
+    ANSWERING.clear()
+
+
 # --- everybody comes back at once ------------------------------------------------------------
 RETURNING, BACK_SECONDS = 2_000, 15.0
 
@@ -234,6 +270,7 @@ def _cpu_seconds(pid: int) -> float:
 PARTS: dict[str, tuple[Callable[[Cluster], Awaitable[dict[str, Any]]], dict[str, str]]] = {
     "streams": (streams, {"WORKER_SLOTS": "128", "MAX_QUEUED": "0"}),
     "sockets": (sockets, {}),
+    "visits": (visits, {}),
     "storm": (storm, {}),
     "answers": (answers, {"MAX_QUEUED": "0"}),
 }

@@ -92,11 +92,11 @@ class Crowd:
 class Crew:
     """A few workers, each a fork; the cluster's own two are frozen and have nothing."""
 
-    def __init__(self, cluster: Cluster, size: int) -> None:
-        environment = {**cluster.environment, **cluster.told, "CHATSITE_ROLE": "worker"}
+    def __init__(self, cluster: Cluster, size: int, lanes: str = "") -> None:
+        environment = {**cluster.told, **cluster.environment, "CHATSITE_ROLE": "worker"}
         self._forks = Forks(environment)
         self._database = psycopg.connect(cluster.database_url, autocommit=True)
-        self.workers = [self._forks.start() for _ in range(size)]
+        self.workers = [self._forks.start(lanes=lanes) for _ in range(size)]
 
     def runs_of(self, boot_id: UUID) -> list[str]:
         sql = "SELECT id FROM inference_generation WHERE boot_id = %s AND status = 'running'"
