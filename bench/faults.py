@@ -4,14 +4,17 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psycopg
 from redis import Redis, RedisError
 
 from bench.cluster import Cluster
-from bench.site import descendants
+from bench.site import command_of, descendants
 
 Fault = Callable[[Cluster, random.Random], object]
 
@@ -110,6 +113,35 @@ def postgres_stopped(cluster: Cluster) -> Iterator[None]:
         yield
     finally:
         cluster.postgres("start")
+
+
+@contextlib.contextmanager
+def system_calls_failing(pids: list[int], what: str) -> Iterator[Path]:
+    """`what` as strace's "inject" has it, in these processes and not in what they start later.
+
+    The file tells each that has failed.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        told = Path(name) / "calls"
+        each = [word for pid in pids for word in ("-p", str(pid))]
+        which = ["-e", f"trace={what.partition(':')[0]}", "-e", f"inject={what}"]
+        tracer = subprocess.Popen(["strace", "-f", "-qq", "-o", str(told), *which, *each])
+        try:
+            while not all(map(_is_traced, pids)):
+                assert tracer.poll() is None or not any(map(command_of, pids))
+                time.sleep(0.01)
+            yield told
+        finally:
+            tracer.terminate()
+            tracer.wait()
+
+
+def _is_traced(pid: int) -> bool:
+    """Or has ended already, of what was done to it."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return "TracerPid:\t0" not in lines
+    return True
 
 
 def postgres_frozen(cluster: Cluster, chance: random.Random) -> None:
