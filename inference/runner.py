@@ -142,7 +142,7 @@ class Runner:
         """Answers that nobody wants any more, in a prompt too, where nothing is appended."""
         async with doorbell.subscribe(f"cancel:{self._boot_id}") as bell:
             while True:
-                await bell.wait(STOP_POLL_SECONDS)
+                await bell.wait(doorbell.patience(STOP_POLL_SECONDS))
                 try:
                     await self._stop_unwanted()
                 except Exception:
