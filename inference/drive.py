@@ -68,12 +68,13 @@ class Drive:
 
     Whatever else happens, the log's fence decides: a write that is refused ends the drive.
     `leased_at`: when the lease was asked for, on this process's monotonic clock;
-    `save_soon`: called when the log should not wait for the next round of saving.
+    `save_soon`: called when the log should not wait for the next round of saving;
+    `ends`: of this process, how many may be written at once.
     """
 
     def __init__(
         self, engine: Engine, run: Generation, leased_at: float | None = None,
-        save_soon: Callable[[], None] = lambda: None,
+        save_soon: Callable[[], None] = lambda: None, ends: asyncio.Semaphore | None = None,
     ) -> None:  # fmt: skip
         self._engine = engine
         self._generation = run
@@ -81,6 +82,7 @@ class Drive:
         self.log = run.log
         self._leased_at = time.monotonic() if leased_at is None else leased_at
         self._save_soon = save_soon
+        self._ends = ends or asyncio.Semaphore()
         self._tail = Tail(0, 0, "", ())
         self._usage = Usage(prompt=run.prompt.tokens)  # until the engine has read it again
         self._buffer = Buffer()
@@ -293,7 +295,8 @@ class Drive:
         while True:
             try:
                 end = self.log.finish
-                return await in_database(end, self.fence, self._tail.seq + 1, kind, **result)
+                async with self._ends:
+                    return await in_database(end, self.fence, self._tail.seq + 1, kind, **result)
             except (OperationalError, InterfaceError):
                 if not self.log.is_live or time.monotonic() - self._leased_at > SURE_SECONDS:
                     raise

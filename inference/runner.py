@@ -27,6 +27,7 @@ RENEW_SECONDS = 2.5  # a quarter of the lease
 SAVE_SECONDS = 1.0
 STOP_POLL_SECONDS = 1.0
 EXPIRE_SECONDS = 60.0
+ENDS_AT_ONCE = 2  # many together would take the processor from the streams that go on
 STALL_SECONDS = 60.0  # an engine with work that shows nothing for this long is wedged
 EXIT_WEDGED = 70
 
@@ -48,6 +49,7 @@ class Runner:
         self._expired_at = 0.0
         self._bell: doorbell.Bell | None = None
         self._save_soon = doorbell.Bell()
+        self._ends = asyncio.Semaphore(ENDS_AT_ONCE)
 
     @property
     def is_busy(self) -> bool:
@@ -97,7 +99,8 @@ class Runner:
     def _start(self, run: Generation, leased_at: float) -> None:
         if earlier := self._drives.get(run.pk):
             earlier.abandon()  # our own lease had run out, and we have just claimed it anew
-        drive = self._drives[run.pk] = Drive(self._engine, run, leased_at, self._save_soon.ring)
+        drive = Drive(self._engine, run, leased_at, self._save_soon.ring, self._ends)
+        self._drives[run.pk] = drive
         task = asyncio.create_task(drive.run(), name=f"generation {run.pk}")
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._ended(drive, run, done))
