@@ -215,7 +215,7 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
 
 async def _people(keys: list[str]) -> list[tuple[User | None, Standing]]:
     """All who come back after a break of the line are looked up together."""
-    return await tail.patiently(people_of, keys)
+    return await _soon(people_of, keys)
 
 
 async def _soon(look: Callable[..., T], *args: Any) -> T:

@@ -18,11 +18,11 @@ AT_ONCE = 100
 
 
 def keep_house() -> None:
-    """Once an hour: sums of what was used, what was deleted long ago, and what has expired."""
-    DailyUsage.objects.roll_up()
+    """Once an hour: what was deleted long ago, what has expired, and sums of what was used."""
     purge_deleted()
     SessionStore.clear_expired()
     Count.objects.filter(expires_at__lt=Now()).delete()
+    DailyUsage.objects.roll_up()
 
 
 def purge_deleted() -> int:

@@ -6,6 +6,7 @@ each cost five to ten times as much as the work itself.
 """
 
 import asyncio
+import contextlib
 import copy
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
@@ -13,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 from inference import redis_server
 from inference.database import in_live_log
+from inference.redis_server import Away
 
 MOST = 500  # questions at once, so that nobody waits for thousands of others
 
@@ -39,6 +41,13 @@ class Batch(Generic[Q, A]):
             self._task = loop.create_task(self._work())
         return await answer
 
+    def ask_aside(self, question: Q) -> None:
+        """Without waiting for the answer, and only if nothing is asked already."""
+        if self._task is None:
+            loop = asyncio.get_running_loop()
+            self._waiting.append((question, loop.create_future()))
+            self._task = loop.create_task(self._work())
+
     async def _work(self) -> None:
         try:
             while self._waiting:
@@ -52,15 +61,21 @@ class Batch(Generic[Q, A]):
             return
         try:
             answers = await self._answer([question for question, _ in some])
-        except Exception as error:
-            for _, future in some:
-                if not future.done():
-                    # Each its own: a traceback grows with every place that passes it on.
-                    future.set_exception(copy.copy(error))
-        else:
             for (_, future), answer in zip(some, answers, strict=True):
                 if not future.done():
                     future.set_result(answer)
+        except Exception as error:
+            for _, future in some:
+                if not future.done():
+                    future.set_exception(_own(error))
+
+
+def _own(error: Exception) -> Exception:
+    """A copy for one task: a traceback grows with every place that passes it on."""
+    try:
+        return copy.copy(error)
+    except TypeError:  # made of other arguments than it keeps
+        return error
 
 
 _by_loop: "WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, Any]]" = WeakKeyDictionary()
@@ -79,9 +94,24 @@ Call = tuple[str, tuple[Any, ...]]
 
 
 async def run_script(script: str, key: str, *args: Any) -> Any:
-    """Server.run, together with what others run just now. Raises Away."""
+    """Server.run, together with what others run just now. Raises Away.
+
+    While Redis is away somebody has to try, which takes a second when it is frozen; nobody waits
+    for that.
+    """
+    server = redis_server.server()
+    if server.is_away:
+        if server.may_be_tried:
+            batch("look", _look).ask_aside(server)
+        raise Away("It did not answer a moment ago.")
 
     async def answer(calls: list[Call]) -> list[Any]:
-        return await in_live_log(redis_server.server().run_all, script, calls)
+        return await in_live_log(server.run_all, script, calls)
 
     return await batch(script, answer).ask((key, args))
+
+
+async def _look(servers: list[redis_server.Server]) -> list[None]:
+    with contextlib.suppress(Away):
+        await in_live_log(servers[0].look)
+    return [None] * len(servers)

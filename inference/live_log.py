@@ -93,8 +93,8 @@ class LiveLog(DatabaseLog):
         now, base = int(found[0]), int(found[1])
         newest = _events(found)
         start = after if now == epoch else 0
-        if start >= base:
-            return newest
+        if start >= base:  # (a full Redis keeps what it has, and takes nothing more)
+            return newest or super().read(epoch, after, limit)
         older = super().read(now, start, limit)
         if not older or older[-1].epoch != now:
             return older  # what Redis has is left over from before

@@ -49,6 +49,11 @@ class Server:
     def is_away(self) -> bool:
         return self._away
 
+    @property
+    def may_be_tried(self) -> bool:
+        """Whether the next call would be made."""
+        return not self._away or time.monotonic() >= self._try_at
+
     def run(self, script: str, key: str, *args: Any) -> Any:
         """Run a Lua script on what belongs to `key`. Raises Away."""
         return self.call(lambda: self._script(script)(keys=[key], args=args))
@@ -91,6 +96,10 @@ class Server:
         if text not in self._scripts:
             self._scripts[text] = self.client.register_script(text)
         return self._scripts[text]
+
+    def look(self) -> None:
+        """Whether it is back, and takes writes. Raises Away."""
+        self.call(lambda: self.client.set(name("look"), "", px=1000))
 
     def _refuse_while_away(self) -> None:
         with self._lock:

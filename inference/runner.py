@@ -26,6 +26,7 @@ SWEEP_SECONDS = 2.0  # longest wait of a queued run whose wake-up was lost
 RENEW_SECONDS = 2.5  # a quarter of the lease
 SAVE_SECONDS = 1.0
 STOP_POLL_SECONDS = 1.0
+STOP_LOOK_SECONDS = 0.05  # out of the way of the first token
 EXPIRE_SECONDS = 60.0
 ENDS_AT_ONCE = 2  # many together would take the processor from the streams that go on
 STALL_SECONDS = 60.0  # an engine with work that shows nothing for this long is wedged
@@ -49,6 +50,7 @@ class Runner:
         self._expired_at = 0.0
         self._bell: doorbell.Bell | None = None
         self._save_soon = doorbell.Bell()
+        self._stop_bell = doorbell.Bell()
         self._ends = asyncio.Semaphore(ENDS_AT_ONCE)
 
     @property
@@ -103,6 +105,8 @@ class Runner:
         self._drives[run.pk] = drive
         task = asyncio.create_task(drive.run(), name=f"generation {run.pk}")
         self._tasks.add(task)
+        # Of a stop since the claim the bell has rung already, when it was not ours yet.
+        asyncio.get_running_loop().call_later(STOP_LOOK_SECONDS, self._stop_bell.ring)
         task.add_done_callback(lambda done: self._ended(drive, run, done))
 
     def _ended(self, drive: Drive, run: Generation, task: asyncio.Task[None]) -> None:
@@ -143,9 +147,9 @@ class Runner:
 
     async def _keep_stopping(self) -> None:
         """Answers that nobody wants any more, in a prompt too, where nothing is appended."""
-        async with doorbell.subscribe(f"cancel:{self._boot_id}") as bell:
+        async with doorbell.subscribe(f"cancel:{self._boot_id}") as self._stop_bell:
             while True:
-                await bell.wait(doorbell.patience(STOP_POLL_SECONDS))
+                await self._stop_bell.wait(doorbell.patience(STOP_POLL_SECONDS))
                 try:
                     await self._stop_unwanted()
                 except Exception:

@@ -27,16 +27,17 @@ class DailyUsageQuerySet(QuerySet["DailyUsage"]):
         named = {f"sum_{name}": sum_of for name, sum_of in SUMS.items()}
         found: Any = ended.order_by().values("purpose", **keys).annotate(**named)
         # In one order, so that two who do it at once cannot wait for each other.
-        rows = [_row(sums) for sums in found.order_by("day", "of", "purpose")]
+        rows = [self._row(sums) for sums in found.order_by("day", "of", "purpose")]
         self.bulk_create(
             rows, AT_ONCE, update_conflicts=True, unique_fields=KEYS, update_fields=list(SUMS)
         )
         return len(rows)
 
-
-def _row(sums: dict[str, Any]) -> "DailyUsage":
-    totals = {name: sums[f"sum_{name}"] for name in SUMS}
-    return DailyUsage(day=sums["day"], release_id=sums["of"], purpose=sums["purpose"], **totals)
+    def _row(self, sums: dict[str, Any]) -> "DailyUsage":
+        """With what was summed before where that is more: people may have gone with their runs."""
+        keys = {"day": sums["day"], "release_id": sums["of"], "purpose": sums["purpose"]}
+        before = self.filter(**keys).values(*SUMS).first() or dict.fromkeys(SUMS, 0)
+        return DailyUsage(**keys, **{n: max(sums[f"sum_{n}"], before[n]) for n in SUMS})
 
 
 class DailyUsage(models.Model):

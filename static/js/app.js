@@ -16,6 +16,7 @@ import * as transcript from "./transcript.js";
 const { main } = transcript;
 const network = document.getElementById("network");
 let isOffline = null;
+let reloading = null;
 
 function deliverFrames() {
   socket.on("delta", (frame) => streamOf(frame.generation)?.delta(frame));
@@ -31,7 +32,7 @@ function deliverFrames() {
 
 function showNetwork() {
   socket.on("hello", ({ protocol }) => {
-    if (protocol > socket.PROTOCOL) reloadWhenFree();
+    if (protocol > socket.PROTOCOL) reloading ??= setTimeout(reloadWhenFree);
     clearTimeout(isOffline);
     isOffline = null;
     network.textContent = "";
@@ -39,19 +40,20 @@ function showNetwork() {
   socket.on("offline", () => {
     isOffline ??= setTimeout(() => (network.textContent = "Reconnecting…"), 1200);
   });
-  socket.on("session over", reload);
+  socket.on("session over", () => reload("session"));
 }
 
 // Drafts and messages on their way outlive it; what is being edited would not.
 function reloadWhenFree() {
-  if (document.querySelector(".edit[open], dialog[open]")) setTimeout(reloadWhenFree, 1000);
-  else reload();
+  const isBusy = document.querySelector(".edit[open], dialog[open]");
+  reloading = isBusy ? setTimeout(reloadWhenFree, 1000) : null;
+  if (!isBusy) reload("protocol");
 }
 
-function reload() {
-  const last = Number(sessionStorage.getItem("reloaded"));
+function reload(reason) {
+  const last = Number(sessionStorage.getItem(`reloaded for ${reason}`));
   if (Date.now() - last < 60_000) return;
-  sessionStorage.setItem("reloaded", Date.now());
+  sessionStorage.setItem(`reloaded for ${reason}`, Date.now());
   location.reload();
 }
 

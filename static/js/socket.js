@@ -9,6 +9,7 @@ let socket = null;
 let attempts = 0;
 let timer = null;
 let watchdog = null;
+let isTooOld = false; // for the server: until it is loaded anew, the page comes back ever less often
 
 export function on(type, listener) {
   listeners.set(type, [...(listeners.get(type) ?? []), listener]);
@@ -66,8 +67,9 @@ function opened() {
 function received(event) {
   if (event.target !== socket) return;
   guard();
-  attempts = 0;
   const frame = JSON.parse(event.data);
+  if (frame.type === "hello") isTooOld = frame.protocol > PROTOCOL;
+  if (!isTooOld) attempts = 0;
   emit(frame.type, frame);
 }
 

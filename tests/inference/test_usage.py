@@ -68,10 +68,13 @@ def test_days_on_which_nobody_summed_are_made_up_for(alice: User, release: Relea
     assert [day.day for (day,) in sums("day")] == [16, 19, 20, 25]
 
 
-def test_the_sums_stay_when_the_person_and_their_runs_are_gone(alice: User, release: Release):
+def test_the_sums_stay_when_a_person_and_their_runs_are_gone(
+    alice: User, bob: User, release: Release
+):
     ended(alice, release, MONDAY - timedelta(days=9))
-    ended(alice, release, MONDAY)
+    for person in (alice, bob):
+        ended(person, release, MONDAY)
     keep_house()
     alice.delete()
     keep_house()
-    assert sums("runs") == [(1,), (1,)]
+    assert sums("runs", "people", "prompt_tokens") == [(1, 1, 10), (2, 2, 20)]

@@ -10,7 +10,8 @@ from django.db import OperationalError
 
 PATIENCE_SECONDS = 600.0
 PAUSE_SECONDS = (1.0, 2.0)  # those who waited behind us go first
-MAY_BE_TRIED_AGAIN = ("55P03", "40P01")  # PostgreSQL's: lock not available, deadlock
+LOCK_NOT_AVAILABLE = "55P03"  # of PostgreSQL. (Not its deadlocks: an index that is made
+# concurrently is left half made by one, and a second try would only say that it exists.)
 TOO_LONG = (
     f"A table has been in use for {PATIENCE_SECONDS / 60:.0f} minutes: see pg_stat_activity for "
     "transactions that do not end. What was migrated before stays; start the command again."
@@ -36,4 +37,4 @@ class Command(migrate.Command):
 
 def is_locked(error: OperationalError) -> bool:
     """chatsite/postgresql/schema.py says how long a lock is waited for."""
-    return getattr(error.__cause__, "sqlstate", "") in MAY_BE_TRIED_AGAIN
+    return getattr(error.__cause__, "sqlstate", "") == LOCK_NOT_AVAILABLE

@@ -1,0 +1,82 @@
+"""What is asked for many readers at once, and what is read in parts."""
+
+from uuid import uuid4
+
+import pytest
+from django.contrib.sessions.models import Session
+
+from accounts.models import User
+from chats import tail
+from chats.models import Chat
+from chats.sessions import NOTHING, people_of
+from inference import redis_server
+from inference.database import in_database
+from inference.live_scripts import READ
+from inference.models import Release
+from tests.chats.test_socket import cookie_of
+from tests.valkey import Valkey
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_everybody_is_told_who_they_are_and_nobody_who_another_is(alice: User, bob: User):
+    mine, theirs, gone = cookie_of(alice), cookie_of(bob), cookie_of(bob)
+    Session.objects.filter(session_key=gone).delete()
+    keys = [theirs, gone, mine, "", "../../etc", mine, "a" * 32]
+    people = [person for person, _ in people_of(keys)]
+    assert people == [bob, None, alice, None, None, alice, None]
+    standing = [standing for _, standing in people_of(keys)]
+    assert standing[2] == standing[5] != standing[0]
+    assert {standing[n] for n in (1, 3, 4, 6)} == {NOTHING}
+
+
+def test_one_who_is_disabled_is_nobody_and_harms_no_other(alice: User, bob: User):
+    keys = [cookie_of(alice), cookie_of(bob)]
+    User.objects.filter(pk=alice.pk).update(is_active=False)
+    assert [person for person, _ in people_of(keys)] == [None, bob]
+
+
+def test_scripts_of_which_one_fails_are_all_in_doubt(valkey: Valkey):
+    server = redis_server.server()
+    server.client.set("text", "not a log")
+    with pytest.raises(redis_server.Away):
+        server.run_all(READ, [("nothing", (0, 0, 9)), ("text", (0, 0, 9))])
+    assert server.is_away
+
+
+def test_a_script_that_is_unknown_is_loaded_once_for_all(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+):
+    server = redis_server.server()
+    server.client.script_flush()
+    load, loaded = server.client.script_load, []
+
+    def noted(script: str) -> str:
+        loaded.append(script)
+        return str(load(script))
+
+    monkeypatch.setattr(server.client, "script_load", noted)
+    assert server.run_all(READ, [("nothing", (0, 0, 9))] * 3) == [None] * 3
+    assert loaded == [READ]
+
+
+@pytest.mark.parametrize("more", [0, 1, 300])
+@pytest.mark.parametrize("with_redis", [False, True])
+async def test_an_answer_in_more_pieces_than_one_look_takes_is_read_whole_and_ended_once(
+    alice: User, release: Release, pen, request, more: int, with_redis: bool
+):
+    if with_redis:
+        request.getfixturevalue("valkey")
+    answer = await in_database(Chat.start, alice, "Hi", uuid4())
+    assert answer.generation_id
+    hand = await in_database(pen, answer)
+    pieces = [f"{number} " for number in range(tail.MAX_EVENTS + more)]
+    await in_database(hand.write, *pieces)
+    read = []
+    async for frame in tail.follow_generation(answer.generation_id, 0, 0):
+        if frame["type"] == "delta":
+            read.append(frame["text"])
+        if len(read) == len(pieces) and frame["type"] == "delta":
+            await in_database(hand.end)
+    assert read == pieces
+    assert frame["type"] == "end"
