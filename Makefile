@@ -73,7 +73,7 @@ bench-vllm: dev ## Tokens a second beside vLLM's (BENCH: its options)
 	$(BIN)/python -m bench.vllm $(BENCH)
 
 bench-engine: dev ## The engine against llama-server: MODEL=file.gguf ROUNDS=5 ONLY=streams,stall
-	$(BIN)/python -m bench.engine $(if $(MODEL),--model $(MODEL)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+	$(BIN)/python -m bench.engine $(if $(MODEL),--model "$(MODEL)") $(if $(ROUNDS),--rounds $(ROUNDS)) \
 		$(if $(ONLY),--only $(ONLY))
 
 shell: dev

@@ -106,7 +106,9 @@ async def test_row_12_a_worker_told_to_end_hands_its_answer_over_uncounted(clust
     cluster.wait_until_up("worker", 2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT] if ALL else [signal.SIGTERM]
+)
 async def test_row_13_a_second_word_to_a_draining_worker_is_as_harmless_as_a_kill(
     cluster: Cluster, number: int
 ):
@@ -151,6 +153,7 @@ async def test_row_2_a_worker_killed_with_all_below_it_is_buried_by_its_supervis
     cluster.wait_until_up("worker", 2)
 
 
+@pytest.mark.skipif(not ALL, reason="takes half a minute: make faults")
 async def test_row_2_a_lost_host_is_noticed_when_its_lease_runs_out(cluster: Cluster):
     with another_worker(cluster) as process:
         reader = await begin_on_another(cluster, LONG)
@@ -226,6 +229,7 @@ def times_told(folder: Path) -> list[int]:
     return [round((moment - time.time()) / 60) for moment in told]
 
 
+@pytest.mark.skipif(not ALL, reason="takes half a minute: make faults")
 @pytest.mark.skipif(not FAKETIME, reason="needs faketime (Debian: apt-get install faketime)")
 async def test_row_29_a_clock_that_jumps_back_an_hour_changes_no_lease(
     cluster: Cluster, tmp_path: Path

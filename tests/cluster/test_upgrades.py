@@ -20,6 +20,7 @@ from bench.site import ROOT, Person
 from tests.chatsite.test_serve import COUNTED
 from tests.cluster.conftest import begin, needs_nginx
 from tests.cluster.test_workers import another_realtime
+from tests.faults.workers import ALL
 
 pytestmark = needs_nginx
 
@@ -245,7 +246,7 @@ async def hello(person: Person, url: str) -> tuple[int, int]:
         return frame["protocol"], socket.close_code or 0
 
 
-@pytest.mark.parametrize("stated", ["", "?protocol=1"])
+@pytest.mark.parametrize("stated", ["", "?protocol=1"] if ALL else ["?protocol=1"])
 async def test_row_43_a_page_of_today_reads_on_at_a_server_of_tomorrow_and_back(
     cluster: Cluster, tmp_path: Path, stated: str
 ):
