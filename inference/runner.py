@@ -14,7 +14,7 @@ from django.db import Error as DatabaseError
 
 from inference import doorbell, wakeups
 from inference.database import in_database, log_failure
-from inference.drive import Drive
+from inference.drive import SURE_SECONDS, Drive
 from inference.engines.base import Engine
 from inference.live_log import LiveLog
 from inference.models import Generation, Release, Worker
@@ -28,6 +28,7 @@ SAVE_SECONDS = 1.0
 STOP_POLL_SECONDS = 1.0
 STOP_LOOK_SECONDS = 0.05  # out of the way of the first token
 EXPIRE_SECONDS = 60.0
+MOST_LATE = 2
 ENDS_AT_ONCE = 2  # many together would take the processor from the streams that go on
 STALL_SECONDS = 60.0  # an engine with work that shows nothing for this long is wedged
 EXIT_WEDGED = 70
@@ -47,6 +48,7 @@ class Runner:
         self._drives: dict[UUID, Drive] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
+        self._late = 0  # renewals in a row that came too late to be of use
         self._expired_at = 0.0
         self._bell: doorbell.Bell | None = None
         self._save_soon = doorbell.Bell()
@@ -140,9 +142,12 @@ class Runner:
         fences = {pk: drive.fence for pk, drive in self._drives.items()}
         asked_at = time.monotonic()
         held = await in_database(Generation.objects.renew, fences)
+        # One answer may be slow; when they stay so, we write nothing and must let others do it.
+        self._late = self._late + 1 if time.monotonic() - asked_at > SURE_SECONDS else 0
         for pk, fence in fences.items():
             if (drive := self._drives.get(pk)) and drive.fence == fence:
-                drive.renewed(asked_at) if pk in held else drive.abandon()
+                is_ours = pk in held and self._late < MOST_LATE
+                drive.renewed(asked_at) if is_ours else drive.abandon()
         await in_database(Worker.objects.filter(pk=self._boot_id).touch)
 
     async def _keep_stopping(self) -> None:

@@ -92,3 +92,24 @@ async def test_a_stopped_answer_still_says_what_it_cost(alice: User, release: Re
     ended = await in_database(mine.get)
     assert ended.prompt_tokens > 0
     assert ended.completion_tokens == len(bytes(ended.token_ids)) // 4 > 0
+
+
+async def test_a_worker_whose_renewals_stay_too_slow_leaves_its_runs_to_others(
+    alice: User, release: Release, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("inference.runner.RENEW_SECONDS", 0.2)
+    run = await in_database(ask, alice, release, "count 300 pace=50")
+    mine = Generation.objects.filter(pk=run.pk)
+    async with working(SimulatedEngine(), release) as runner:
+        await until(lambda: mine.get().log_seq > 3)
+        await asyncio.sleep(0.8)
+        assert list(runner._drives) == [run.pk]  # quick ones are no reason
+        monkeypatch.setattr("inference.runner.SURE_SECONDS", 0.0)
+        async with asyncio.timeout(5):
+            while runner._drives:
+                await asyncio.sleep(0.01)
+        before = await in_database(mine.get)
+        await asyncio.sleep(0.6)
+        after = await in_database(mine.get)
+    assert before.status == after.status == "running"
+    assert (before.log_seq, before.lease_until) == (after.log_seq, after.lease_until)
