@@ -259,7 +259,7 @@ class Pieces(Reader):
 
 
 # --- readers who come anew, or want no more ---------------------------------------------------
-TIMES = 100
+TIMES = int(os.environ.get("TIMES") or 100)
 
 
 async def refresh(cluster: Cluster) -> dict[str, Any]:

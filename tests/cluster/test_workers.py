@@ -71,7 +71,7 @@ async def test_row_9_a_worker_whose_database_is_slow_gives_its_answer_away(clust
                 reader = Reader(person, await person.ask("count 200 pace=40"))
                 async with asyncio.timeout(30):
                     await reader.read(40)  # the other one writes it
-                line.delay = 3.0
+                line.delay = 1.5  # each way
             await reader.finish()
     assert (reader.text, reader.status) == (" ".join(map(str, range(1, 201))), "done")
     assert _attempts(cluster, [reader]) == [2]
