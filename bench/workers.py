@@ -13,9 +13,10 @@ from typing import Any
 import psycopg
 
 from bench.cluster import Cluster, running_cluster
+from bench.faults import stopped
 from bench.record import record
 from bench.site import Person
-from bench.survive import Crew, stopped
+from bench.survive import Crew
 
 COUNTS = [int(count) for count in (os.environ.get("WORKERS") or "1 2 4 16 64").split()]
 EACH = 4  # answers for each worker
@@ -24,7 +25,7 @@ LEAST = 0.95
 
 
 async def fill(cluster: Cluster, answers: int) -> None:
-    """By several people, because one may have only so many at work."""
+    """By one person: nobody is limited here, and the order is the same."""
     person = await Person(cluster).arrive()
     for _ in range(answers):
         await person.ask(QUESTION)
