@@ -13,10 +13,7 @@ run: ## Install what is missing and serve the site
 cluster: dev ## PostgreSQL, Valkey, nginx and two of each role on this machine; data in cluster-data/
 	@exec $(BIN)/python deploy/cluster.py
 
-test: dev ## Everything CI checks, in its order
-	$(MAKE) lint
-	$(MAKE) check-migrations
-	$(MAKE) test-suites
+test: dev test-suites ## Everything CI checks
 
 dev: ## Install what the tests and linters need
 	@$(PYTHON) deploy/install.py dev
@@ -31,24 +28,24 @@ lint: dev
 check-migrations: dev
 	$(BIN)/python manage.py makemigrations --check --dry-run
 
-# The suite on PostgreSQL runs beside the one on SQLite, and is shown after it. The browser's comes
-# last and alone: people wait for what it looks at, so it has waits of a few seconds.
+# The linters and the suite on PostgreSQL run beside the one on SQLite, and are shown after it. The
+# browser's comes last, two files at a time: people wait for what it looks at, so it has waits of a
+# few seconds.
 test-suites: dev
-	@log=$$(mktemp); $(MAKE) test-postgres > $$log 2>&1 & postgres=$$!; ok=0; \
-	trap 'kill $$postgres; rm -f $$log' INT TERM; \
+	@log=$$(mktemp); $(MAKE) lint check-migrations test-postgres > $$log 2>&1 & beside=$$!; ok=0; \
+	trap 'kill $$beside; rm -f $$log' INT TERM; \
 	$(MAKE) test-sqlite || ok=1; \
-	echo "Waiting for the suite on PostgreSQL…"; wait $$postgres || ok=1; \
+	echo "Waiting for the linters and the suite on PostgreSQL…"; wait $$beside || ok=1; \
 	cat $$log; rm -f $$log; $(MAKE) test-browser || ok=1; exit $$ok
 
-# Most tests wait for something: those of two files at a time. (Not the browser's: they look for
-# states that pass quickly.)
-SEVERAL = -n 2 --dist loadfile
+# Most tests wait for something: those of several files at a time, in the order of conftest.py.
+SEVERAL = --dist loadfile --no-loadscope-reorder
 
 test-sqlite: dev
-	$(BIN)/python -m pytest $(SEVERAL) -m "not browser" $(PYTEST)
+	$(BIN)/python -m pytest -n 3 $(SEVERAL) -m "not browser and not redis" $(PYTEST)
 
 test-browser: dev
-	$(BIN)/python -m pytest -m browser tests/browser $(PYTEST)
+	$(BIN)/python -m pytest -n 2 $(SEVERAL) -m browser tests/browser $(PYTEST)
 
 test-postgres: dev
 	TEST_DATABASE=postgres $(BIN)/python -m pytest -m "not browser and not cluster" --ignore=tests/architecture $(PYTEST)

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import psycopg
+from redis import Redis
 
 from bench.cluster import Cluster, running_cluster
 from bench.faults import stopped
@@ -62,6 +63,7 @@ def measure(count: int) -> float:
                 while ready(database) < count:
                     time.sleep(0.2)
                 move(database, -50)
+                Redis.from_url(cluster.told["REDIS_URL"]).publish("chatsite:bell:work", "")
                 while len(times := ended(database)) < count * EACH:
                     time.sleep(0.5)
             finally:

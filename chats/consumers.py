@@ -85,6 +85,7 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
         self._start("outbox", self.outbox.run)
         self._start("list", lambda: self._forward(tail.follow_list(person.pk)))
         await self._greet(stated_protocol(self.scope.get("query_string", b"")))
+        self.scope["headers"].clear()  # a browser's take 3 KB, and the page may stay for days
 
     async def _greet(self, stated: int) -> None:
         """A page that hears of a newer protocol than its own loads itself anew."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,7 +22,7 @@ class Outbox:
 
     def __init__(self, send: Callable[[str], Awaitable[None]]) -> None:
         self._send = send
-        self._frames: deque[tuple[str, int]] = deque()
+        self._frames: list[tuple[str, int]] = []  # a deque takes 0.7 KB, empty too
         self._bytes = 0
         self._change = asyncio.Condition()
 
@@ -61,7 +60,7 @@ class Outbox:
                 text, size = self._frames[0]
             await self._within_patience(self._send(text))
             async with self._change:
-                self._frames.popleft()
+                del self._frames[0]
                 self._bytes -= size
                 self._change.notify_all()
 

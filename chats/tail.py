@@ -23,6 +23,7 @@ T = TypeVar("T")
 Frame = dict[str, Any]
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0  # what a lost ring costs
+UNRUNG_SECONDS = 0.25
 CHAT_POLL_SECONDS = 4.0
 LIST_PAUSE_SECONDS = 0.25
 LIST_POLL_SECONDS = 3600
@@ -62,8 +63,9 @@ async def follow_generation(pk: UUID, epoch: int, after: int) -> AsyncIterator[F
             if look.end:
                 yield look.end
                 return
-            # Before it is read whole, no ring is due.
-            rung = look.has_more or await bell.wait(doorbell.patience(POLL_SECONDS))
+            # Before it is read whole, no ring is due. Where text came without one, they are lost.
+            pause = UNRUNG_SECONDS if look.events and not rung else POLL_SECONDS
+            rung = look.has_more or await bell.wait(doorbell.patience(pause))
 
 
 async def _glance(pk: UUID, epoch: int, after: int, rung: bool) -> Look | None:
@@ -93,7 +95,7 @@ def _look(pk: UUID, epoch: int, after: int) -> Look:
     run = with_lapse().filter(pk=pk).first()
     deltas = [event for event in events if not event.is_terminal]
     if run is None or not run.is_active:
-        if not events or not events[-1].is_terminal:
+        if not events:
             # It ended between the two looks: what it wrote last is still to be sent, and is
             # in the database whatever became of the live log.
             last = DatabaseLog(pk).read(epoch, after)

@@ -14,11 +14,14 @@ from django.views.defaults import server_error as something_went_wrong
 from accounts.limits import wants_json
 
 RETRY_SECONDS = 5
+ENDED_WHILE_IDLE = "25P03"  # PostgreSQL has ended a session that was frozen in a transaction
 SENTENCE = "The database does not answer at the moment. Please try again."
 
 
 def is_away(error: BaseException | None) -> bool:
     """Whether the same may succeed soon: no connection, a broken one, a lock, a full disk."""
+    if getattr(getattr(error, "__cause__", None), "sqlstate", "") == ENDED_WHILE_IDLE:
+        return True
     if not isinstance(error, (OperationalError, InterfaceError)):
         return False
     # SQLite's word for a statement that can never succeed, such as one on a missing table.

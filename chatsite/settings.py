@@ -163,7 +163,9 @@ def database() -> dict[str, Any]:
         # A server that is away is noticed soon, and again when it is back.
         alive = {"connect_timeout": 3, "tcp_user_timeout": 10_000, "keepalives_idle": 10}
         pool = {"max_size": env_int("DATABASE_POOL", 12, 11, 100)}
-        config["OPTIONS"] = {"application_name": room.NAME, **alive, **options, "pool": pool}
+        limits = room.limits(options.pop("options", ""))
+        named = {"application_name": room.NAME}
+        config["OPTIONS"] = {**named, **alive, **options, **limits, "pool": pool}
         config["ENGINE"] = "chatsite.postgresql"
     return config
 

@@ -84,10 +84,10 @@ class LiveLog(DatabaseLog):
     # --- readers --------------------------------------------------------------------------
     def read(self, epoch: int, after: int, limit: int = NO_LIMIT) -> list[Event]:
         """The first events after `after`; from the start when `epoch` is not the current one."""
-        try:
-            found = redis_server.server().run(READ, self._head, epoch, after, limit)
-        except Away:
-            found = None
+        found = None
+        with contextlib.suppress(Away):
+            if not redis_server.server().is_away:  # others look whether it is back: none waits
+                found = redis_server.server().run(READ, self._head, epoch, after, limit)
         if found is None or int(found[0]) < epoch:  # gone, or left over from before
             return super().read(epoch, after, limit)
         now, base = int(found[0]), int(found[1])

@@ -86,6 +86,8 @@ class Server:
         self._refuse_while_away()
         try:
             answer = command()
+            if self._away:  # a full one answers readers, and takes nothing
+                self.client.set(name("look"), "", px=1000)
         except (RedisError, OSError) as error:
             self._went_away(error)
             raise Away(str(error)) from error
@@ -99,7 +101,7 @@ class Server:
 
     def look(self) -> None:
         """Whether it is back, and takes writes. Raises Away."""
-        self.call(lambda: self.client.set(name("look"), "", px=1000))
+        self.call(self.client.ping)
 
     def _refuse_while_away(self) -> None:
         with self._lock:

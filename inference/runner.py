@@ -28,9 +28,10 @@ SAVE_SECONDS = 1.0
 STOP_POLL_SECONDS = 1.0
 STOP_LOOK_SECONDS = 0.05  # out of the way of the first token
 EXPIRE_SECONDS = 60.0
-MOST_LATE = 2
+MOST_LATE = 2  # renewals
+LATE_CLAIM = 12  # counts as so many: half a minute without another one
 ENDS_AT_ONCE = 2  # many together would take the processor from the streams that go on
-STALL_SECONDS = 60.0  # an engine with work that shows nothing for this long is wedged
+WATCH_SECONDS = 1.0
 EXIT_WEDGED = 70
 
 
@@ -48,7 +49,7 @@ class Runner:
         self._drives: dict[UUID, Drive] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
-        self._late = 0  # renewals in a row that came too late to be of use
+        self._late = 0  # how often the database answered too late lately
         self._expired_at = 0.0
         self._bell: doorbell.Bell | None = None
         self._save_soon = doorbell.Bell()
@@ -89,14 +90,21 @@ class Runner:
         chores.cancel()
 
     async def _claim(self) -> None:
-        free = self._engine.capacity().slots - len(self._drives)
-        if free <= 0 or any(drive.is_alone for drive in self._drives.values()):
+        free, lanes = self._engine.capacity().slots - len(self._drives), self._lanes
+        if self._ends.locked():  # others are waiting for their ends: titles come after those
+            lanes = tuple(lane for lane in lanes if lane != "background")
+        if free <= 0 or not lanes or self._late or any(d.is_alone for d in self._drives.values()):
             return
         try:
             idle, asked_at = not self._drives, time.monotonic()
             claimed = partial(Generation.objects.claim, self._release, self._boot_id)
-            for run in await in_database(claimed, free, idle, self._lanes):
-                self._start(run, asked_at)
+            for run in await in_database(claimed, free, idle, lanes):
+                if _is_too_late(time.monotonic() - asked_at):
+                    self._late = LATE_CLAIM
+                if self._late or self._draining:
+                    await in_database(Generation.objects.give_back, run.pk, run.fence)
+                else:
+                    self._start(run, asked_at)
         except DatabaseError:
             log_failure(log, "The queue could not be read; trying again.")
 
@@ -122,14 +130,24 @@ class Runner:
 
     def _start_chores(self) -> asyncio.Task[None]:
         async def all_of_them() -> None:
-            await asyncio.gather(self._keep_house(), self._keep_saving(), self._keep_stopping())
+            await asyncio.gather(
+                self._keep_watch(), self._keep_house(), self._keep_saving(), self._keep_stopping()
+            )
 
         return asyncio.create_task(all_of_them())
+
+    async def _keep_watch(self) -> None:
+        """An engine with work that shows nothing for too long is wedged: another process must."""
+        while True:
+            looked_at = time.monotonic()
+            await asyncio.sleep(WATCH_SECONDS)
+            # When this took long, we were stopped ourselves, and the engine with us.
+            if time.monotonic() - looked_at < 3 * WATCH_SECONDS:
+                self._exit_if_wedged()
 
     async def _keep_house(self) -> None:
         while True:
             started = time.monotonic()
-            self._exit_if_wedged()
             for chore in (self._renew, self._fail_exhausted, self._expire_logs):
                 try:
                     await chore()
@@ -142,13 +160,24 @@ class Runner:
         fences = {pk: drive.fence for pk, drive in self._drives.items()}
         asked_at = time.monotonic()
         held = await in_database(Generation.objects.renew, fences)
-        # One answer may be slow; when they stay so, we write nothing and must let others do it.
-        self._late = self._late + 1 if time.monotonic() - asked_at > SURE_SECONDS else 0
+        renewed_at = time.monotonic()
         for pk, fence in fences.items():
             if (drive := self._drives.get(pk)) and drive.fence == fence:
-                is_ours = pk in held and self._late < MOST_LATE
-                drive.renewed(asked_at) if is_ours else drive.abandon()
+                drive.renewed(asked_at) if pk in held else drive.abandon()
         await in_database(Worker.objects.filter(pk=self._boot_id).touch)
+        # Of a worker without runs its own row tells: a renewal is four round trips, this is one.
+        took = renewed_at - asked_at if fences else 4 * (time.monotonic() - renewed_at)
+        self._late = self._late + 1 if _is_too_late(took) else max(0, self._late - 1)
+        # One answer may be slow; when they stay so, we write nothing and must let others do it.
+        if _is_too_late(took) and self._late >= MOST_LATE:
+            await self._leave_to_others(fences)
+
+    async def _leave_to_others(self, fences: dict[UUID, int]) -> None:
+        """At once, and uncounted: the model is not to blame."""
+        for pk, fence in fences.items():
+            if (drive := self._drives.get(pk)) and drive.fence == fence:
+                drive.abandon()
+                await in_database(Generation.objects.give_back, pk, fence)
 
     async def _keep_stopping(self) -> None:
         """Answers that nobody wants any more, in a prompt too, where nothing is appended."""
@@ -199,6 +228,12 @@ class Runner:
                 await in_database(Generation.objects.expire_logs)
 
     def _exit_if_wedged(self) -> None:
-        if self._engine.seconds_without_progress() > STALL_SECONDS:
-            log.critical("The engine has been stuck for %.0f s; starting anew.", STALL_SECONDS)
+        stuck = self._engine.seconds_without_progress()
+        if stuck > self._engine.most_seconds_without_progress():
+            log.critical("The engine has been stuck for %.0f s; starting anew.", stuck)
             os._exit(EXIT_WEDGED)
+
+
+def _is_too_late(seconds: float) -> bool:
+    """Whether a lease that took so long to get is of no use. (Without Redis none is needed.)"""
+    return bool(settings.REDIS_URL) and seconds > SURE_SECONDS

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from tests.valkey import Valkey
 
 PASSWORD = "correct horse battery staple"
+LONGEST = ("cluster", "faults")  # folders whose files take a minute each
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
-    """Browser tests come last: Playwright's loop stays, and no other may run beside it.
+    """The longest files come first, so that the last to end are short ones. Browser tests come
+    last: Playwright's loop stays, and no other may run beside it.
 
     On PostgreSQL only what uses the database is run again; the rest would do the same.
     """
@@ -33,12 +35,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Confi
     for item in items:
         if item.path.parent.name == "browser":
             item.add_marker("browser")
-    items.sort(key=lambda item: item.path.parent.name == "browser")
+        if uses_the_database(item) and {"valkey", "redis"} & fixtures_of(item):
+            item.add_marker("redis")
+    items.sort(key=turn)
+
+
+def turn(item: pytest.Item) -> tuple[bool, bool]:
+    folder = item.path.parent.name
+    return folder == "browser", folder not in LONGEST
 
 
 def uses_the_database(item: pytest.Item) -> bool:
-    fixtures = set(getattr(item, "fixturenames", ()))
-    return "django_db" in item.keywords or bool(fixtures & {"db", "transactional_db"})
+    return "django_db" in item.keywords or bool(fixtures_of(item) & {"db", "transactional_db"})
+
+
+def fixtures_of(item: pytest.Item) -> set[str]:
+    return set(getattr(item, "fixturenames", ()))
 
 
 def make_person(username: str, **fields: Any) -> "User":

@@ -8,10 +8,22 @@ KEPT_FOR_STAFF = 5  # connections: PostgreSQL keeps three, and people look aroun
 ROLE = os.environ.get("CHATSITE_ROLE", "")  # of a process that lasts (deploy/role.py)
 # 63 characters at most; the end of a pod's name is what tells it from others.
 NAME = f"chatsite {ROLE or 'command'} {platform.node()[-30:]} {os.getpid()}"
+# A process that is lost, or frozen, in a transaction keeps its rows locked, from those who would
+# take its runs over too; and who waits for a locked row keeps others. (setup may take longer.)
+IDLE_SECONDS = 10
+LOCK_SECONDS = {"pages": 5, "realtime": 5, "worker": 2}
 COUNT = """
     SELECT current_setting('max_connections')::int, count(DISTINCT application_name)
     FROM pg_stat_activity WHERE application_name ~ '^chatsite (pages|realtime|worker) '
 """
+
+
+def limits(more: str = "") -> dict[str, str]:
+    """The options of a connection; `more`: those of the operator's, which win."""
+    if ROLE not in LOCK_SECONDS:
+        return {"options": more} if more else {}
+    idle = f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s"
+    return {"options": f"{idle} -c lock_timeout={LOCK_SECONDS[ROLE]}s {more}".strip()}
 
 
 def processes(allowed: int, each: int) -> int:

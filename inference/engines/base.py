@@ -57,6 +57,8 @@ RANGES: dict[str, tuple[float, float]] = {
 WHOLE = ("top_k", "repeat_window", "seed", "max_tokens", "logprobs")  # numbers that are counts
 BIAS = 100  # at most, either way
 BIASES = 300
+# An engine that shows nothing for so long is wedged: in a chunk of a prompt, in a step of answers.
+PREFILL_SECONDS, DECODE_SECONDS = 60.0, 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,4 +271,8 @@ class Engine(Protocol):
 
     def seconds_without_progress(self) -> float:
         """How long the engine has had work and produced nothing; 0.0 when idle."""
+        ...
+
+    def most_seconds_without_progress(self) -> float:
+        """With what it is doing now; beyond that it is wedged."""
         ...

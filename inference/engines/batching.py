@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from inference.engines.base import Delta, EngineError, hash_of
+from inference.engines.base import DECODE_SECONDS, PREFILL_SECONDS, Delta, EngineError, hash_of
 from inference.engines.llama_library import Context, Entry, Weights
 from inference.engines.mail import Item, Outbox
 from inference.engines.runs import Run
@@ -135,6 +135,9 @@ class Batcher:
 
     def seconds_without_progress(self) -> float:
         return time.monotonic() - self._progress_at if self.busy else 0.0
+
+    def most_seconds_without_progress(self) -> float:
+        return PREFILL_SECONDS if self._in_chunk else DECODE_SECONDS
 
     # --- the decode thread ----------------------------------------------------------------
     def _work(self) -> None:

@@ -122,6 +122,9 @@ class LlamaCppEngine:
     def seconds_without_progress(self) -> float:
         return self._batcher.seconds_without_progress()
 
+    def most_seconds_without_progress(self) -> float:
+        return self._batcher.most_seconds_without_progress()
+
 
 def _special_tokens(weights: Weights) -> tuple[str, str]:
     from llama_cpp import llama_vocab_bos, llama_vocab_eos

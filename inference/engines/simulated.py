@@ -23,6 +23,8 @@ from itertools import islice
 
 from inference import failpoints
 from inference.engines.base import (
+    DECODE_SECONDS,
+    PREFILL_SECONDS,
     Capacity,
     Delta,
     EngineError,
@@ -66,7 +68,7 @@ class SimulatedEngine:
         self._context = context_tokens
         self._pace = tokens_per_second
         self._load_seconds = load_seconds
-        self._busy = 0
+        self._busy = self._reading = 0
         self._moved_at = 0.0
 
     async def start(self, progress: Progress) -> None:
@@ -98,7 +100,7 @@ class SimulatedEngine:
         read = hash_of([token for turn in request.turns for token in encode(turn.content)])
         yield Delta(usage=Usage(prompt, 0, len(request.emitted)), prompt_sha256=read)
         question = request.turns[-1].content
-        await asyncio.sleep(_directive(question, "prefill", 0))
+        await self._read(_directive(question, "prefill", 0))
         assembler = TextAssembler(PIECES.__getitem__, request.sampling.stop)
         for token in request.emitted:
             assembler.feed(token)
@@ -145,6 +147,17 @@ class SimulatedEngine:
 
     def seconds_without_progress(self) -> float:
         return time.monotonic() - self._moved_at if self._busy else 0.0
+
+    def most_seconds_without_progress(self) -> float:
+        return PREFILL_SECONDS if self._reading else DECODE_SECONDS
+
+    async def _read(self, seconds: float) -> None:
+        self._reading += 1
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._reading -= 1
+            self._moved_at = time.monotonic()
 
     def _prompt_tokens(self, turns: Sequence[Turn]) -> int:
         return sum(len(encode(turn.content)) + 4 for turn in turns)

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from inference.engines.backends import Backend, Backends, Peer
 from inference.engines.base import (
+    PREFILL_SECONDS,
     Capacity,
     Delta,
     EngineError,
@@ -311,6 +312,9 @@ class UpstreamEngine:
 
     def seconds_without_progress(self) -> float:
         return 0.0  # every wait for a server has an end of its own
+
+    def most_seconds_without_progress(self) -> float:
+        return PREFILL_SECONDS
 
 
 def _hash_of(turns: Sequence[Turn]) -> str:

@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from inference.engines.base import Capacity, Delta, EngineError, Progress, Request, Turn
+from inference.engines.base import (
+    DECODE_SECONDS,
+    Capacity,
+    Delta,
+    EngineError,
+    Progress,
+    Request,
+    Turn,
+)
 from inference.engines.vectors import CHARACTERS, check, units
 from inference.hashes import sha256_of
 
@@ -98,6 +106,9 @@ class WordLlamaEngine:
 
     def seconds_without_progress(self) -> float:
         return 0.0  # bounded work, which no run waits for
+
+    def most_seconds_without_progress(self) -> float:
+        return DECODE_SECONDS
 
 
 def _table(path: Path) -> "np.memmap[Any, np.dtype[np.float16]]":

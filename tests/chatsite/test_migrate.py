@@ -10,6 +10,8 @@ from django.db import OperationalError
 
 from chatsite.management.commands import migrate
 
+pytestmark = pytest.mark.django_db
+
 
 class Tables:
     """Raises these errors, one a call, then has nothing against it."""
@@ -45,7 +47,17 @@ def test_a_table_that_stays_in_use_is_given_up_with_what_to_do(monkeypatch: pyte
     tables = Tables(*[psycopg.errors.LockNotAvailable] * 9)
     with pytest.raises(CommandError, match="pg_stat_activity"):
         migrate_with(tables, monkeypatch)
-    assert tables.calls == 1
+    assert tables.calls == 2
+
+
+def test_patience_begins_anew_with_each_migration_that_is_applied(monkeypatch: pytest.MonkeyPatch):
+    """One that takes long must not use up that of the next."""
+    monkeypatch.setattr(migrate, "PATIENCE_SECONDS", 0.0)
+    applied = iter(range(9))
+    monkeypatch.setattr(migrate, "how_many_applied", lambda database: next(applied))
+    tables = Tables(*[psycopg.errors.LockNotAvailable] * 5)
+    migrate_with(tables, monkeypatch)
+    assert tables.calls == 6
 
 
 @pytest.mark.parametrize("error", [psycopg.errors.DiskFull, psycopg.errors.DeadlockDetected])

@@ -123,6 +123,36 @@ async def test_row_25_a_chat_that_somebody_locks_gets_its_message_once(cluster: 
     assert messages == (1,)
 
 
+async def test_row_25_an_end_that_waits_for_a_locked_chat_holds_up_no_other_answer(
+    cluster: Cluster,
+):
+    locked = await begin(cluster, "count 100 pace=60", until=1)
+    others = [await begin(cluster, "count 250 pace=40", until=1) for _ in range(4)]
+    with psycopg.connect(cluster.database_url) as own:
+        query = (
+            "SELECT 1 FROM chats_chat c JOIN chats_message m ON m.chat_id = c.id"
+            " WHERE m.generation_id = %s FOR UPDATE OF c"
+        )
+        own.execute(query, [locked.generation])
+        await asyncio.gather(*(other.finish() for other in others))  # longer than a lease
+        assert not locked.status
+        own.rollback()
+    await locked.finish()
+    assert (locked.text, locked.status) == (" ".join(map(str, range(1, 101))), "done")
+    assert {(other.text, other.status) for other in others} == {
+        (" ".join(map(str, range(1, 251))), "done")
+    }
+    assert await asyncio.to_thread(_changes_of_hands, cluster, others) == 0
+    assert max(other.longest_pause for other in others) < 5  # generous: half a lease
+
+
+def _changes_of_hands(cluster: Cluster, readers: list[Reader]) -> int:
+    with psycopg.connect(cluster.database_url) as own:
+        query = "SELECT sum(fence - 1) FROM inference_generation WHERE id = ANY(%s::uuid[])"
+        [found] = own.execute(query, [[r.generation for r in readers]]).fetchone() or [-1]
+    return int(found)
+
+
 async def test_row_34_a_torn_late_and_cut_line_brings_the_exact_text(cluster: Cluster):
     person = await Person(cluster).arrive()
     async with line_to(cluster) as line:

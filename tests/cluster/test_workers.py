@@ -74,7 +74,7 @@ async def test_row_9_a_worker_whose_database_is_slow_gives_its_answer_away(clust
                 line.delay = 1.5  # each way
             await reader.finish()
     assert (reader.text, reader.status) == (" ".join(map(str, range(1, 201))), "done")
-    assert _attempts(cluster, [reader]) == [2]
+    assert _column(cluster, "fence", [reader])[0] > 1  # it went to somebody else
 
 
 @pytest.mark.skipif(not FAKETIME, reason="needs faketime (Debian: apt-get install faketime)")
@@ -92,13 +92,13 @@ async def test_row_28_a_worker_in_another_time_takes_nothing_from_the_others(
             await own.finish()
     assert {(reader.text, reader.status) for reader in readers} == {(COUNTED, "done")}
     assert own.text == "1 2 3"
-    assert set(_attempts(cluster, readers)) == {1}
+    assert set(_column(cluster, "attempts", readers)) == {1}
 
 
-def _attempts(cluster: Cluster, readers: list[Reader]) -> list[int]:
+def _column(cluster: Cluster, name: str, readers: list[Reader]) -> list[int]:
     with psycopg.connect(cluster.database_url) as own:
         rows = own.execute(
-            "SELECT attempts FROM inference_generation WHERE id = ANY(%s::uuid[])",
+            f"SELECT {name} FROM inference_generation WHERE id = ANY(%s::uuid[])",
             [[reader.generation for reader in readers]],
         ).fetchall()
-    return [attempts for (attempts,) in rows]
+    return [value for (value,) in rows]

@@ -7,7 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from inference.engines.base import Engine, Request, RequestRefused, Sampling, Turn
+from inference.engines.base import (
+    DECODE_SECONDS,
+    PREFILL_SECONDS,
+    Engine,
+    Request,
+    RequestRefused,
+    Sampling,
+    Turn,
+)
 from tests.contract.conftest import collect, text_of, tokens_of
 
 GREEDY = Sampling(temperature=0, max_tokens=40)
@@ -173,6 +181,7 @@ async def test_more_requests_than_slots_all_get_their_answer(engine: Engine):
 async def test_an_idle_engine_is_not_stuck(engine: Engine):
     await asyncio.sleep(0.05)
     assert engine.seconds_without_progress() == 0.0
+    assert engine.most_seconds_without_progress() in {DECODE_SECONDS, PREFILL_SECONDS}
 
 
 async def test_a_fingerprint_stays_the_same(engine: Engine):

@@ -11,7 +11,7 @@ from inference import wakeups
 from inference.database import in_database
 from inference.engines.simulated import SimulatedEngine
 from inference.models import Generation, Release
-from inference.runner import Runner
+from inference.runner import ENDS_AT_ONCE, Runner
 from tests.inference.test_runner import until
 from tests.valkey import Valkey
 
@@ -71,3 +71,19 @@ async def test_the_loop_of_a_worker_keeps_to_its_lanes(alice: User, release: Rel
     await runner.drain(0)
     await task
     assert (await in_database(Generation.objects.get, pk=answer.pk)).fence == 0
+
+
+async def test_while_answers_wait_for_their_ends_titles_wait_too(alice: User, release: Release):
+    runner = Runner(SimulatedEngine(), release, uuid4())
+    for _ in range(ENDS_AT_ONCE):
+        await runner._ends.acquire()
+    title = await in_database(enqueue, alice, release, 60)
+    answer = await in_database(enqueue, alice, release, 10)
+    task = asyncio.create_task(runner.run())
+    await until(lambda: Generation.objects.get(pk=answer.pk).fence == 1)
+    assert (await in_database(Generation.objects.get, pk=title.pk)).fence == 0
+    for _ in range(ENDS_AT_ONCE):
+        runner._ends.release()
+    await until(lambda: Generation.objects.get(pk=title.pk).fence == 1)
+    await runner.drain(0)
+    await task

@@ -175,6 +175,24 @@ def test_while_redis_is_away_events_stay_in_memory_and_readers_get_what_is_saved
     assert run.epoch == 0
 
 
+def test_no_reader_waits_to_find_out_whether_a_frozen_redis_is_back(
+    alice: User, release: Release, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(redis_server, "TRY_AGAIN_SECONDS", 0.0)
+    run = claimed(alice, release)
+    run.log.begin(run)
+    run.log.append(run.fence, 1, "a", [1])
+    run.log.save(run.fence)
+    valkey.freeze()
+    try:
+        assert run.log.text() == "a"  # finds out, in a second
+        started = time.monotonic()
+        assert [run.log.text() for _ in range(3)] == ["a"] * 3
+        assert time.monotonic() - started < 0.9  # generous: one wait would be a second
+    finally:
+        valkey.thaw()
+
+
 def test_a_reader_in_the_middle_gets_the_saved_part_and_then_the_newest(
     alice: User, release: Release
 ):

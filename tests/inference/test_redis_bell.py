@@ -60,9 +60,9 @@ async def test_a_silent_line_is_no_broken_one(valkey: Valkey, monkeypatch: pytes
 
 # --- the circuit --------------------------------------------------------------------------
 def test_a_redis_that_is_away_is_asked_seldom_and_noticed_when_it_is_back(
-    monkeypatch: pytest.MonkeyPatch,
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ):
-    server = redis_server.Server("redis://127.0.0.1:1/0")
+    server = redis_server.Server(valkey.url)
     asked: list[int] = []
     answer: list[Any] = [OSError()]
 
@@ -82,6 +82,26 @@ def test_a_redis_that_is_away_is_asked_seldom_and_noticed_when_it_is_back(
     monkeypatch.setattr(time, "monotonic", lambda: later)
     assert server.call(command) == "pong"
     assert not server.is_away
+
+
+def test_a_full_redis_is_away_for_readers_too_until_it_takes_something(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, caplog: Any
+):
+    monkeypatch.setattr(redis_server, "TRY_AGAIN_SECONDS", 0.0)
+    server = redis_server.Server(valkey.url)
+    valkey.client.config_set("maxmemory", "1")
+    try:
+        for _ in range(3):
+            with pytest.raises(redis_server.Away):
+                server.call(lambda: server.client.set("a", "b"))
+            with pytest.raises(redis_server.Away):
+                server.call(lambda: server.client.get("a"))
+    finally:
+        valkey.client.config_set("maxmemory", "0")
+    server.call(lambda: server.client.get("a"))
+    assert not server.is_away
+    said = [record.message for record in caplog.records if "Redis is" in record.message]
+    assert [words.split(" (")[0] for words in said] == ["Redis is away", "Redis is back."]
 
 
 def test_a_refused_connection_is_an_absence_and_names_no_password(caplog: Any):

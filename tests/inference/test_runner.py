@@ -1,8 +1,12 @@
 """The worker's loop, on the simulated engine and the test's own database."""
 
 import asyncio
+import os
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -14,7 +18,8 @@ from inference.database import in_database
 from inference.engines.simulated import SimulatedEngine
 from inference.models import Generation, Release
 from inference.queue import LEASE
-from inference.runner import Runner
+from inference.runner import EXIT_WEDGED, Runner
+from tests.valkey import Valkey
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -95,10 +100,10 @@ async def test_a_stopped_answer_still_says_what_it_cost(alice: User, release: Re
 
 
 async def test_a_worker_whose_renewals_stay_too_slow_leaves_its_runs_to_others(
-    alice: User, release: Release, monkeypatch: pytest.MonkeyPatch
+    alice: User, release: Release, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("inference.runner.RENEW_SECONDS", 0.2)
-    run = await in_database(ask, alice, release, "count 300 pace=50")
+    run = await in_database(ask, alice, release, "count 200 pace=50")
     mine = Generation.objects.filter(pk=run.pk)
     async with working(SimulatedEngine(), release) as runner:
         await until(lambda: mine.get().log_seq > 3)
@@ -108,8 +113,71 @@ async def test_a_worker_whose_renewals_stay_too_slow_leaves_its_runs_to_others(
         async with asyncio.timeout(5):
             while runner._drives:
                 await asyncio.sleep(0.01)
-        before = await in_database(mine.get)
+        await until(lambda: mine.unheld().exists())  # at once, not after the lease
+        left = await in_database(mine.get)
+        assert (left.attempts, left.fruitless_attempts, left.shared_attempts) == (0, 0, 0)
         await asyncio.sleep(0.6)
-        after = await in_database(mine.get)
-    assert before.status == after.status == "running"
-    assert (before.log_seq, before.lease_until) == (after.log_seq, after.lease_until)
+        assert await in_database(lambda: mine.get().fence) == left.fence  # nor claimed again
+        monkeypatch.setattr("inference.runner.SURE_SECONDS", 8.0)
+        await until(lambda: mine.get().status == "done")
+    assert (await in_database(mine.get)).text == " ".join(str(n) for n in range(1, 201))
+
+
+async def test_a_claim_that_came_too_late_to_be_of_use_is_given_back_uncounted(
+    alice: User, release: Release, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("inference.runner.SURE_SECONDS", 0.0)
+    run = await in_database(ask, alice, release, "count 3")
+    mine = Generation.objects.filter(pk=run.pk)
+    async with working(SimulatedEngine(), release) as runner:
+        await until(lambda: mine.get().fence == 2)
+        assert not runner._drives
+    left = await in_database(mine.get)
+    assert (left.attempts, left.fruitless_attempts, left.shared_attempts) == (0, 0, 0)
+    assert await in_database(mine.unheld().exists)
+
+
+async def test_what_is_claimed_while_the_worker_is_told_to_end_is_given_back(
+    alice: User, release: Release, monkeypatch: pytest.MonkeyPatch
+):
+    claim = Generation.objects.claim
+    claimed, told = threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> list[Generation]:
+        found = claim(*args)
+        if found:
+            claimed.set()
+            told.wait(5)
+        return found
+
+    monkeypatch.setattr(Generation.objects, "claim", slow)
+    run = await in_database(ask, alice, release, "count 3")
+    async with working(SimulatedEngine(), release) as runner:
+        await asyncio.to_thread(claimed.wait, 5)
+        runner._draining = True
+        told.set()
+    left = await in_database(Generation.objects.get, pk=run.pk)
+    assert (left.status, left.fence, left.attempts) == ("running", 2, 0)
+    assert await in_database(Generation.objects.filter(pk=run.pk).unheld().exists)
+
+
+async def test_a_wedged_engine_ends_its_process_and_one_that_was_stopped_with_it_does_not(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+):
+    ends: list[int] = []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    monkeypatch.setattr("inference.runner.WATCH_SECONDS", 0.2)
+    engine, moved_at = SimulatedEngine(), time.monotonic()
+    monkeypatch.setattr(engine, "seconds_without_progress", lambda: time.monotonic() - moved_at)
+    monkeypatch.setattr(engine, "most_seconds_without_progress", lambda: 0.8)
+    async with working(engine, release):
+        await asyncio.sleep(0.1)
+        time.sleep(1.5)  # noqa: ASYNC251 - as if the process had been stopped
+        await asyncio.sleep(0.01)
+        moved_at = time.monotonic()
+        await asyncio.sleep(0.5)
+        assert ends == []
+        async with asyncio.timeout(5):
+            while not ends:
+                await asyncio.sleep(0.05)
+    assert set(ends) == {EXIT_WEDGED}

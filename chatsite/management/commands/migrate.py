@@ -6,7 +6,8 @@ from typing import Any
 
 from django.core.management.base import CommandError
 from django.core.management.commands import migrate
-from django.db import OperationalError
+from django.db import OperationalError, connections
+from django.db.migrations.recorder import MigrationRecorder
 
 PATIENCE_SECONDS = 600.0
 PAUSE_SECONDS = (1.0, 2.0)  # those who waited behind us go first
@@ -21,7 +22,7 @@ TOO_LONG = (
 class Command(migrate.Command):
     def handle(self, *args: Any, **options: Any) -> None:
         """What could not get its locks soon is rolled back and tried again; the rest stays."""
-        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        applied, give_up_at = -1, 0.0
         while True:
             try:
                 super().handle(*args, **options)
@@ -29,10 +30,17 @@ class Command(migrate.Command):
             except OperationalError as error:
                 if not is_locked(error):
                     raise
-                if time.monotonic() > give_up_at:
+                before, applied = applied, how_many_applied(options["database"])
+                if applied != before:
+                    give_up_at = time.monotonic() + PATIENCE_SECONDS
+                elif time.monotonic() > give_up_at:
                     raise CommandError(TOO_LONG) from error
             self.stderr.write("A table is in use; trying again.")
             time.sleep(random.uniform(*PAUSE_SECONDS))
+
+
+def how_many_applied(database: str) -> int:
+    return len(MigrationRecorder(connections[database]).applied_migrations())
 
 
 def is_locked(error: OperationalError) -> bool:
