@@ -21,6 +21,7 @@ SESSION_CHECK_SECONDS = 4.0
 HEARTBEAT_SECONDS = 15.0
 LOOKS = 16  # in that time: a part of the sockets each, so that they do not all come at once
 BATCH = 500  # sessions in one query
+IN_ONE_TURN = 32  # of the event loop
 
 
 class Kept(Protocol):
@@ -60,9 +61,12 @@ class Keeper:
 
     async def _beat(self) -> None:
         now = time.monotonic()
-        for socket in [one for one in self._sockets if one.beaten_at + HEARTBEAT_SECONDS <= now]:
+        due = [one for one in self._sockets if one.beaten_at + HEARTBEAT_SECONDS <= now]
+        for number, socket in enumerate(due, 1):
             socket.beaten_at = now
             await socket.outbox.put_if_empty({"type": "pong"})
+            if number % IN_ONE_TURN == 0:
+                await asyncio.sleep(0)  # else a thousand that came together hold all up together
 
     async def _check(self) -> None:
         now = time.monotonic()

@@ -1,6 +1,7 @@
 """What is done for all sockets of a process together: who may stay, and signs of life."""
 
 import asyncio
+import itertools
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -84,3 +85,22 @@ async def test_heartbeats_come_unasked(alice, monkeypatch):
     async with page(alice) as socket:
         assert await next_of(socket, "pong") == {"type": "pong"}
         assert await next_of(socket, "pong") == {"type": "pong"}
+
+
+async def test_signs_of_life_for_thousands_hold_nobody_up():
+    class Outbox:
+        async def put_if_empty(self, frame):
+            sent.append(frame)
+
+    class Socket:
+        outbox, beaten_at = Outbox(), 0.0
+
+    sent, turns = [], []
+    kept = keeper.Keeper()
+    kept._sockets = {Socket() for _ in range(1000)}
+    beat = asyncio.create_task(kept._beat())
+    while not beat.done():
+        turns.append(len(sent))
+        await asyncio.sleep(0)
+    assert len(sent) == 1000
+    assert max(b - a for a, b in itertools.pairwise(turns)) <= 64
