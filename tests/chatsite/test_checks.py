@@ -133,3 +133,9 @@ def test_every_check_is_described_in_the_settings_page():
     known = {f"chatsite.{kind}" for kind in ("E001", "E002", "E006", "E008")}
     known |= {f"chatsite.{kind}" for kind in ("W003", "W004", "W005", "W007", "W009", "W010")}
     assert [name for name in known if name not in page] == []
+
+
+def test_a_process_of_the_site_loads_neither_a_development_server_nor_a_model():
+    code = "import django, sys; django.setup(); print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert not {"twisted", "daphne", "celery", "numpy", "llama_cpp"} & set(loaded)
