@@ -4,9 +4,10 @@ import re
 import unicodedata
 from uuid import UUID
 
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError
 
 from chats.models import Chat, Message
+from chats.refusals import Refusal
 from inference.models import Generation
 
 BRANCH = "title:"
@@ -35,28 +36,27 @@ def wants_title(answer: Message) -> bool:
     return bool(chat.title_is_automatic and not chat.title and answer.text and answer.parent)
 
 
-def ask_for_title(answer: Message, run: Generation) -> Generation | None:
+def ask_for_title(answer: Message, run: Generation) -> Generation:
     """Queue a title for the chat of its first answer, which `run` made.
 
-    None when one is on its way.
+    Raises Refusal when one is on its way; the transaction, or savepoint, is to be rolled back.
     """
-    chat, question = answer.chat, answer.parent
+    question = answer.parent
     assert question is not None
     try:
-        with transaction.atomic():
-            return Generation.objects.enqueue(
-                user=chat.user,
-                release=run.release,
-                arm=run.arm,
-                messages=prompt(question.text),
-                common=COMMON,
-                parameters=PARAMETERS,
-                purpose=Generation.Purpose.TITLE,
-                branch=f"{BRANCH}{chat.pk}",
-                priority=chat.user.priority + PRIORITY_BEHIND_ANSWERS,
-            )
-    except IntegrityError:
-        return None  # one is on its way
+        return Generation.objects.enqueue(
+            user=run.user,
+            release=run.release,
+            arm=run.arm,
+            messages=prompt(question.text),
+            common=COMMON,
+            parameters=PARAMETERS,
+            purpose=Generation.Purpose.TITLE,
+            branch=f"{BRANCH}{answer.chat_id}",
+            priority=run.user.priority + PRIORITY_BEHIND_ANSWERS,
+        )
+    except IntegrityError as error:
+        raise Refusal("A title is on its way.") from error
 
 
 def prompt(question: str) -> list[dict[str, str]]:

@@ -72,6 +72,16 @@ def test_a_second_answer_asks_for_no_second_title(answered, pen):
     assert Generation.objects.filter(purpose="title").count() == 1
 
 
+def test_while_a_title_is_on_its_way_another_answer_asks_for_none_and_is_kept(
+    answered, pen, caplog
+):
+    answer = answered.chat.ask("More", uuid4())
+    pen(answer).write("More.").end()
+    assert Message.objects.get(pk=answer.pk).text == "More."
+    assert Generation.objects.filter(purpose="title").count() == 1
+    assert "follow-up" not in caplog.text
+
+
 def test_a_deleted_chat_keeps_its_answer_and_asks_nothing_more(alice, release, pen):
     answer = Chat.start(alice, "Hi", uuid4())
     answer.chat.ask("More", uuid4())

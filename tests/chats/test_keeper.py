@@ -95,9 +95,10 @@ async def test_signs_of_life_for_thousands_hold_nobody_up():
     class Socket:
         outbox, beaten_at = Outbox(), 0.0
 
-    sent, turns = [], []
+    sent: list[object] = []
+    turns: list[int] = []
     kept = keeper.Keeper()
-    kept._sockets = {Socket() for _ in range(1000)}
+    kept._sockets.update(Socket() for _ in range(1000))  # type: ignore[misc]
     beat = asyncio.create_task(kept._beat())
     while not beat.done():
         turns.append(len(sent))
