@@ -1,5 +1,9 @@
 """What is asked for many readers at once, and what is read in parts."""
 
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -80,3 +84,26 @@ async def test_an_answer_in_more_pieces_than_one_look_takes_is_read_whole_and_en
             await in_database(hand.end)
     assert read == pieces
     assert frame["type"] == "end"
+
+
+async def test_text_that_comes_without_a_ring_is_looked_for_four_times_a_second(
+    alice: User, release: Release, pen: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    """As with a full Redis: it answers readers, and nobody rings."""
+    answer = await in_database(Chat.start, alice, "Hi", uuid4())
+    writer = await in_database(pen, answer)
+    monkeypatch.setattr("inference.tokenlog.doorbell.ring", lambda topic: None)
+
+    async def write() -> None:
+        for number in range(60):
+            await in_database(writer.write, f"{number} ")
+            await asyncio.sleep(0.05)
+        await in_database(writer.end)
+
+    assert answer.generation_id
+    writing, looks = asyncio.create_task(write()), set()
+    async for frame in tail.follow_generation(answer.generation_id, 0, 0):
+        if frame["type"] == "delta":
+            looks.add(time.monotonic() // 0.1)
+    await writing
+    assert len(looks) >= 6  # generous: twelve in three seconds; one a second would be three
