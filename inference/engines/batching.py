@@ -2,7 +2,7 @@
 
 A step evaluates the last token of every run that is past its prompt, and guesses of the next
 ones where few runs are at work. Then, at most one chunk of one prompt is evaluated, of a size
-that holds the others up for less than one step more (two, when more people wait for a prompt).
+with which the others wait for about two of their steps (more, when more people wait for a prompt).
 A token's values depend only on the tokens before it, to the bit, whatever the step or chunk
 (docs/architecture.md); so who else is at work, what was found evaluated already and what was
 guessed changes no answer.
@@ -26,9 +26,11 @@ from inference.engines.threads import Threads, counts
 CHUNK = 64  # most prompt tokens in one call: a larger one is not faster on a CPU
 SMALLEST_CHUNK = 4
 BEGINNING = 3  # a call takes as long as so many tokens more: the weights are read once
-STALL_STEPS = 0.8  # how long a chunk may hold up the running answers, in steps of theirs
+GAP_STEPS = 1.9  # from one token of a running answer to the next, a chunk between them
+LEAST_STEPS = 0.5  # that a chunk may take, however slow the steps have become meanwhile
 MOST_WEIGHT = 2  # as many times as long, when more people wait for a prompt than are answered
 SMOOTHING = 0.25
+CALM_SMOOTHING = 0.1  # it may have to serve for long
 GUESS_UP_TO = 2  # runs at work; with more, the others' tokens fill the processor already
 
 
@@ -37,27 +39,36 @@ class Tempo:
     """How long things take now, in seconds: a step, and a token in a chunk beside steps."""
 
     step: float = 0.0
+    calm: float = 0.0  # a step before there was a prompt to read; 0: not known
     answering: int = 0  # runs in that step
     token: float = 0.0
 
-    def step_took(self, seconds: float, answering: int) -> None:
-        self.step = _towards(self.step if answering == self.answering else 0.0, seconds)
+    def step_took(self, seconds: float, answering: int, calm: bool) -> None:
+        if answering != self.answering:
+            self.step = self.calm = 0.0
+        self.step = _towards(self.step, seconds)
+        if calm:
+            self.calm = _towards(self.calm, seconds, CALM_SMOOTHING)
         self.answering = answering
 
     def chunk_took(self, seconds: float, tokens: int) -> None:
         self.token = _towards(self.token, seconds / (BEGINNING + tokens))
 
     def chunk(self, weight: float = 1.0) -> int:
-        """How many tokens of a prompt may come between two steps; `weight` times the usual."""
+        """How many tokens of a prompt may come between two steps; `weight` times the usual.
+
+        Steps get longer while a prompt is read, with their answers: chunks get shorter by that.
+        """
         if not self.token:
             return SMALLEST_CHUNK
-        size = int(weight * STALL_STEPS * self.step / self.token) - BEGINNING
+        left = GAP_STEPS * (self.calm or self.step) - self.step
+        size = int(weight * max(left, LEAST_STEPS * self.step) / self.token) - BEGINNING
         return max(SMALLEST_CHUNK, min(size, CHUNK))
 
 
-def _towards(old: float, new: float) -> float:
+def _towards(old: float, new: float, smoothing: float = SMOOTHING) -> float:
     """One slow call in a busy machine is not how things are now."""
-    return old + SMOOTHING * (new - old) if old else new
+    return old + smoothing * (new - old) if old else new
 
 
 @dataclass(slots=True)
@@ -204,7 +215,8 @@ class Batcher:
         rows = self._decode(self.step_threads, entries)
         if rows is None:
             return  # only stop() aborts a step
-        self._tempo.step_took(time.perf_counter() - started, len(runs))
+        is_calm = len(runs) == len(self._runs)
+        self._tempo.step_took(time.perf_counter() - started, len(runs), is_calm)
         for part in parts:
             self._follow(part, [next(rows) for _ in part.entries])
 
