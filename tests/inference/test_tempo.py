@@ -35,8 +35,8 @@ def test_with_a_chunk_between_them_two_tokens_are_about_two_steps_apart():
 def test_while_steps_get_longer_chunks_get_shorter_and_the_gap_stays_the_same():
     tempo = Tempo()
     chunks(tempo, 60, step=0.020, token=0.001)
-    size = chunks(tempo, 60, step=0.025, token=0.001, calm=False)[-1]
-    gap = 0.025 + (BEGINNING + size) * 0.001
+    size = chunks(tempo, 60, step=0.021, token=0.001, calm=False)[-1]
+    gap = 0.021 + (BEGINNING + size) * 0.001
     assert 0.9 * GAP_STEPS * 0.020 < gap < GAP_STEPS * 0.0201
     size = chunks(tempo, 60, step=0.090, token=0.001, calm=False)[-1]
     assert (BEGINNING + size) * 0.001 > 0.9 * LEAST_STEPS * 0.090  # a prompt gets on
