@@ -4,6 +4,7 @@ CHATSITE_LIFELINE is the reading end of a pipe; it ends when its writer does.
 """
 
 import os
+import select
 import signal
 import threading
 
@@ -15,5 +16,8 @@ def follow() -> None:
 
 
 def _wait(lifeline: int) -> None:
-    os.read(lifeline, 1)
+    # A read would not wait: workers share the pipe, and have made it one that nobody waits for.
+    line = select.poll()
+    line.register(lifeline, select.POLLIN)
+    line.poll()
     os.kill(os.getpid(), signal.SIGTERM)
