@@ -179,6 +179,8 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
             await work()
         except TooSlow:
             await self._close(READER_TOO_SLOW)
+        except OSError:
+            await self._close(BROKEN)  # the page has left; its end is on its way here
         except Exception:
             # Whatever it was, the page reconnects and resumes by (epoch, seq).
             logger.exception("A task of a socket failed")

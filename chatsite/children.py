@@ -31,6 +31,7 @@ class Child:
     process: Process | None = None
     started_at: float = 0.0
     restart_at: float = 0.0
+    name: str = "A process"
 
     def ensure(self) -> None:
         """Start it if it is not running (after a pause, if it died young)."""
@@ -46,6 +47,8 @@ class Child:
         """Notice its end."""
         if self.process is not None and (code := self.process.poll()) is not None:
             self.process = None
+            if code:
+                log.warning("%s ended with %d.", self.name, code)
             young = time.monotonic() - self.started_at < 10
             self.restart_at = time.monotonic() + (RESTART_PAUSE if young else 0)
             self.died(code)
@@ -93,7 +96,9 @@ class Crew:
 
     def _member(self, pk: int) -> Child:
         if pk not in self.members:
-            self.members[pk] = Child(lambda: self._start(pk), lambda code: self._died(pk, code))
+            self.members[pk] = Child(
+                lambda: self._start(pk), lambda code: self._died(pk, code), name="The worker"
+            )
         return self.members[pk]
 
     def _start(self, pk: int) -> Process:

@@ -132,7 +132,7 @@ class Supervisor:
             signal.signal(number, self._stop)
         self._void_leases_of_earlier_runs()
         reader, writer = os.pipe()
-        web = Child(lambda: self._start_web(reader))
+        web = Child(lambda: self._start_web(reader), name="The web process")
         crew = Crew(lambda words, names: self._manage(words, names, reader))
         while not self.stopping:
             web.ensure()

@@ -56,12 +56,13 @@ export function showError(message, retryAfter = null) {
   error.textContent = message;
   if (!retryAfter) return;
   let left = retryAfter;
-  const show = () => (error.textContent = `Too many messages. Please wait ${left} s.`);
+  const reason = message.replace(/ Please .*/, "");
+  const show = () => (error.textContent = `${reason} Please wait ${left} s.`);
   show();
   countdown = setInterval(() => {
     left -= 1;
     if (left > 0) show();
-    else showError("");
+    else showError("You can send it now.");
   }, 1000);
 }
 
