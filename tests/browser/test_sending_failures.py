@@ -223,3 +223,20 @@ def test_a_second_tab_does_not_send_what_the_first_sends(
     stuck.page.unroute("**/chats/")
     expect_one_chat(stuck.page)
     stuck.forgive("ERR_FAILED")
+
+
+def test_a_full_queue_is_told_as_that_and_then_that_the_message_can_be_sent(visit: Visit) -> None:
+    page = visit.page
+    page.goto("/")
+    words = "Too many people are waiting for this model. Please try again in 3 seconds."
+    error = f'{{"error": {{"code": "too_busy", "message": "{words}", "retry_after": 3}}}}'
+    page.route("**/chats/", answer_with(503, error))
+    ask(page, "echo at last")
+    said = page.get_by_role("alert")
+    expect(said).to_contain_text("Too many people are waiting for this model. Please wait")
+    expect(said).to_have_text("You can send it now.")
+    assert box(page) == "echo at last"
+    page.unroute("**/chats/")
+    page.keyboard.press("Enter")
+    wait_for_words(page, "at last")
+    visit.forgive("503")
