@@ -316,6 +316,7 @@ class Batcher:
             return None if rows is None else list(rows)
         finally:
             with self._wake:
+                self._progress_at = time.monotonic()  # it may have had more time than a step has
                 self._in_chunk = None
                 if not self._stopping:
                     self._context.abort.lower()

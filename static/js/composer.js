@@ -62,7 +62,7 @@ export function showError(message, retryAfter = null) {
   countdown = setInterval(() => {
     left -= 1;
     if (left > 0) show();
-    else showError("You can send it now.");
+    else showError("You can try again now.");
   }, 1000);
 }
 

@@ -234,7 +234,7 @@ def test_a_full_queue_is_told_as_that_and_then_that_the_message_can_be_sent(visi
     ask(page, "echo at last")
     said = page.get_by_role("alert")
     expect(said).to_contain_text("Too many people are waiting for this model. Please wait")
-    expect(said).to_have_text("You can send it now.")
+    expect(said).to_have_text("You can try again now.")
     assert box(page) == "echo at last"
     page.unroute("**/chats/")
     page.keyboard.press("Enter")
