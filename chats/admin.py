@@ -16,7 +16,7 @@ from inference.admin import link
 
 @admin.register(Chat)
 class ChatAdmin(RecordAdmin):
-    content = ("title",)
+    content = ("title", "opening")
     list_display = ("id", "title", "person", "message_count", "active_at", "deleted_at")
     list_filter = ("title_is_automatic", "active_at", ("deleted_at", admin.EmptyFieldListFilter))
     list_select_related = ("user",)

@@ -17,6 +17,7 @@ from chats import tree
 from chats.querysets import ChatQuerySet, MessageQuerySet, PendingMessageQuerySet
 from chats.refusals import Busy, CannotContinue, ClientIdReused, NoModel
 from chats.repeats import repeatable
+from chats.wording import MAX_CHARACTERS, shortened
 from inference import doorbell
 from inference.models import Generation, Release
 
@@ -29,6 +30,13 @@ class Chat(models.Model):
         settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="chats"
     )
     title = models.CharField(max_length=120, blank=True)
+    opening = models.CharField(
+        max_length=MAX_CHARACTERS,
+        blank=True,
+        default="",
+        db_default="",  # for releases that do not know it yet
+        help_text="First words of the first question: its name until it has a title",
+    )
     title_is_automatic = models.BooleanField(default=True)
     leaf = models.ForeignKey(
         "Message", null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
@@ -52,7 +60,7 @@ class Chat(models.Model):
 
     @property
     def name(self) -> str:
-        return self.title or "New chat"
+        return self.title or self.opening or "New chat"
 
     # --- asking ---------------------------------------------------------------------------
     @classmethod
@@ -72,7 +80,7 @@ class Chat(models.Model):
 
     @classmethod
     def _start_anew(cls, user: User, text: str, client_id: UUID) -> "Message":
-        chat = cls(user=user, version=1)
+        chat = cls(user=user, version=1, opening=shortened(text))
         with transaction.atomic():
             # References to rows that follow are checked at the commit.
             answer = chat.leaf = chat._say(text, client_id, None)

@@ -1,34 +1,24 @@
 """Automatic titles: asked of the model after the first answer, tidied, never over a person's."""
 
 import re
-import unicodedata
 from uuid import UUID
 
 from django.db import IntegrityError
 
 from chats.models import Chat, Message
 from chats.refusals import Refusal
+from chats.wording import shortened, tidy
 from inference.models import Generation
 
 BRANCH = "title:"
 PRIORITY_BEHIND_ANSWERS = 50
 PARAMETERS = {"temperature": 0, "max_tokens": 24}
-MAX_CHARACTERS = 60
-MAX_WORDS = 10
 SEEN_CHARACTERS = 600
-# Small models talk about the title instead of giving it.
-TALK = re.compile(
-    r"^(sure|certainly|of course|okay|here('s| is| are)|i('m| am| can|'d)|as an ai|you (can|could)"
-    r"|the title|a (short )?title|this (is|conversation))\b",
-    re.IGNORECASE,
-)
 EMPTY_WORDS = frozenset("the and for you your with from how what why this that not are".split())
 EXAMPLE_QUESTION = "How do I keep basil alive on a window sill in winter?"
 EXAMPLE_TITLE = "Growing Basil in Winter"
 EXAMPLE_WORDS = frozenset("grow growing basil winter window sill".split())
 COMMON = 2  # of the messages of `prompt`
-LABEL = re.compile(r"^\W*title\s*:", re.IGNORECASE)
-DECORATION = re.compile(r"^[\s#>*_`\"'“”‘’«»\-–—:.]+|[\s*_`\"'“”‘’«».,:;]+$")
 
 
 def wants_title(answer: Message) -> bool:
@@ -82,36 +72,9 @@ def store_title(run: Generation) -> None:
     chat.name_automatically(title if is_about(title, asked) else shortened(asked))
 
 
-def tidy(text: str) -> str:
-    """A title out of what the model wrote; empty when it wrote none."""
-    lines = (_plain(line) for line in text.splitlines())
-    line = next((line for line in lines if line), "")
-    bare = DECORATION.sub("", LABEL.sub("", line))
-    is_silly = TALK.match(bare) or len(bare.split()) > MAX_WORDS or not re.search(r"\w", bare)
-    return "" if is_silly else _cut(bare[:1].upper() + bare[1:])
-
-
 def is_about(title: str, question: str) -> bool:
     """Whether they share a word: a small model at a loss repeats the worked example."""
     words = set(re.findall(r"\w{3,}|[^\W\x00-\x7f]{2,}", title.casefold())) - EMPTY_WORDS
     # Beginnings, so that "find" and "finding" are one; two characters say enough in Chinese.
     shared = {word for word in words if word[: 4 if word.isascii() else 2] in question.casefold()}
     return bool(shared) and not (words - shared) & EXAMPLE_WORDS
-
-
-def shortened(question: str) -> str:
-    """The first words of the question, for want of a better title."""
-    return _cut(_plain(" ".join(question.split())[: MAX_CHARACTERS * 2])) or "New chat"
-
-
-def _plain(line: str) -> str:
-    # Without control and direction characters: a title stands in lists beside other people's text.
-    kept = (c for c in line if unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co"})
-    return " ".join("".join(kept).split())
-
-
-def _cut(title: str) -> str:
-    if len(title) <= MAX_CHARACTERS:
-        return title
-    head, _, _ = title[: MAX_CHARACTERS - 1].rpartition(" ")
-    return f"{head or title[: MAX_CHARACTERS - 1]}…"

@@ -34,7 +34,7 @@ def run(alice: User) -> Generation:
     Chunk.objects.create(
         generation=run, seq=1, fence=1, offset=0, text=SECRET, token_ids=SECRET.encode()
     )
-    chat = Chat.objects.create(user=alice, title=SECRET)
+    chat = Chat.objects.create(user=alice, title=SECRET, opening=SECRET)
     Message.objects.create(chat=chat, user=alice, role="assistant", text=SECRET, generation=run)
     PendingMessage.objects.create(chat=chat, user=alice, text=SECRET, client_id=uuid4())
     alias = Alias.objects.create(slug="default", title="Default")

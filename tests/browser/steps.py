@@ -42,7 +42,10 @@ def body_text(page: Page) -> str:
 
 
 def wait_for_title(page: Page) -> None:
-    expect(page.locator("#chat-title")).not_to_have_text("New chat", timeout=20_000)
+    """Of a chat with one answer: version 1 is its start, 2 the answer's end."""
+    expect(page.locator("#main")).to_have_attribute(
+        "data-version", re.compile(r"^([3-9]|\d\d)$"), timeout=20_000
+    )
     answering = page.locator(".sidebar__chat [aria-label='Answering']")
     expect(answering).to_have_count(0, timeout=20_000)
 
@@ -59,6 +62,15 @@ def open_chat_menu(page: Page, title: str) -> None:
     item = page.locator(".sidebar__chat", has_text=title)
     item.hover()
     item.locator("summary").click()
+
+
+def rename(page: Page, title: str) -> None:
+    """The only chat in the list."""
+    page.locator(".sidebar__chat").hover()
+    page.locator(".sidebar__chat summary").click()
+    page.get_by_role("button", name="Rename").click()
+    page.get_by_label("Title").fill(title)
+    page.get_by_label("Title").press("Enter")
 
 
 def scroll_top(page: Page) -> float:

@@ -6,7 +6,8 @@ import pytest
 
 from chats import answers
 from chats.models import Chat, Message
-from chats.titles import is_about, shortened, tidy
+from chats.titles import is_about
+from chats.wording import shortened, tidy
 from inference.models import Generation
 
 pytestmark = pytest.mark.django_db

@@ -31,6 +31,14 @@ def test_a_chat_starts_with_a_question_and_a_queued_answer(alice, release):
     assert Chat.objects.get().leaf == answer
 
 
+def test_a_chat_is_called_by_the_first_words_of_its_question_until_it_has_a_title(alice, release):
+    chat = Chat.start(alice, f"Why is\u202e the\n sky blue? {'And so on. ' * 20}", uuid4()).chat
+    assert chat.name == "Why is the sky blue? And so on. And so on. And so on. And…"
+    chat.name_automatically("Blue Sky")
+    assert chat.name == "Blue Sky"
+    assert Chat(user=alice).name == "New chat"
+
+
 def test_without_a_model_nothing_is_written(alice):
     with pytest.raises(NoModel):
         Chat.start(alice, "Hello", uuid4())
