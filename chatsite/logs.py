@@ -2,6 +2,7 @@
 
 import logging
 import time
+from http import HTTPStatus
 
 
 class OneLine(logging.Formatter):
@@ -40,4 +41,14 @@ class NowAndThen(logging.Filter):
         if now - self._told_at.get(kind, -self._seconds) < self._seconds:
             return False
         self._told_at[kind] = now
+        return True
+
+
+class OnPurpose(logging.Filter):
+    """A 503 that no error made is a warning: too busy, no model, not ready."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_unavailable = getattr(record, "status_code", None) == HTTPStatus.SERVICE_UNAVAILABLE
+        if is_unavailable and not record.exc_info:
+            record.levelno, record.levelname = logging.WARNING, "WARNING"
         return True

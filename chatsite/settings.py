@@ -271,7 +271,10 @@ LOGGING = {
     "formatters": {
         "line": {"()": "chatsite.logs.OneLine", "format": "%(asctime)s %(levelname)s %(message)s"},
     },
-    "filters": {"now_and_then": {"()": "chatsite.logs.NowAndThen", "seconds": 30}},
+    "filters": {
+        "now_and_then": {"()": "chatsite.logs.NowAndThen", "seconds": 30},
+        "on_purpose": {"()": "chatsite.logs.OnPurpose"},
+    },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": "WARNING"},
     "loggers": {
@@ -279,5 +282,6 @@ LOGGING = {
         for name in ("chatsite", "accounts", "inference", "chats")
     }
     | {"django": {"handlers": [], "level": "WARNING", "propagate": True}}
+    | {"django.request": {"filters": ["on_purpose"]}}
     | {"psycopg.pool": {"filters": ["now_and_then"]}},  # it tells each attempt of each thread
 }

@@ -77,7 +77,7 @@ def _tune_quickly(say: Callable[[str], Any], model: Model, by: str, saved: Path)
     if saved.exists() or model.releases.count() > 1:
         return
     reference = _as_it_came(model)
-    say(f"Finding the faster weight format for {model.slug} on this machine, once.")
+    say(f"Finding the faster weight format for {model.slug} here, once. It takes about a minute.")
     try:
         rows = _rows(reference.weights_path, QUICK, QUICK_SECONDS)
     except EngineError as error:

@@ -104,7 +104,10 @@ export function start({ onSend, onStop }) {
   if (!field.value) field.value = localStorage.getItem(draftKey) ?? "";
   field.addEventListener("input", edited);
   field.addEventListener("keydown", pressed);
-  stopButton.addEventListener("click", onStop);
+  stopButton.addEventListener("click", () => {
+    focus(); // the button is about to go
+    onStop();
+  });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const value = event.submitter?.name === "text" ? event.submitter.value : field.value;

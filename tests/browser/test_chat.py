@@ -83,6 +83,7 @@ def test_stop_keeps_the_text(page: Page) -> None:
     page.get_by_role("button", name="Stop the answer").click()
     expect(answer(page)).to_have_attribute("data-state", "stopped")
     expect(answer(page)).to_contain_text("Stopped")
+    expect(page.get_by_label("Your message")).to_be_focused()
     kept = body_text(page)
     assert kept.startswith("1")
     page.reload()

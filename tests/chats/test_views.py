@@ -327,13 +327,16 @@ def test_guests_of_one_address_share_a_limit(release, settings):
     assert statuses == [200, 200, 429]
 
 
-def test_a_full_queue_refuses_a_send_and_says_when_to_come_back(client_of_alice, release, settings):
+def test_a_full_queue_refuses_a_send_and_says_when_to_come_back(
+    client_of_alice, release, settings, caplog
+):
     settings.MAX_QUEUED = 1
     first = {"text": "One", "client_id": str(uuid4())}
     assert client_of_alice.post("/chats/", first).status_code == 303
     answer = post(client_of_alice, "/chats/", text="Two", client_id=str(uuid4()))
     assert (answer.status_code, answer["Retry-After"]) == (503, "30")
     assert answer.json()["error"]["code"] == "too_busy"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]  # nothing has failed
     again = client_of_alice.post("/chats/", first)  # the repeat of one that was taken
     assert again.status_code == 303
     page = client_of_alice.post("/chats/", {"text": "Two", "client_id": str(uuid4())})
