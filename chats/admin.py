@@ -10,7 +10,8 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from accounts.admin import RecordAdmin
-from chats.models import Chat, Message, PendingMessage
+from chats.models import Chat, Message
+from chats.pending import PendingMessage
 from inference.admin import link
 
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from django.db import transaction
+from django.db import OperationalError, transaction
 
 from chats.models import Message
 from chats.refusals import Refusal
@@ -17,7 +17,8 @@ def settle(generation: Generation) -> None:
     """Called in the finishing transaction, in the process that ends the run (GENERATION_FINISHED).
 
     The answer's text and the chat's version change with the run or not at all. What is
-    only started here (the next message, the title) must never take the answer down with it.
+    only started here (the next message, the title) must never take the answer down with it,
+    except for a moment.
     """
     if generation.purpose == Generation.Purpose.TITLE:
         _attempt(lambda: store_title(generation))
@@ -46,5 +47,7 @@ def _attempt(follow_up: Callable[[], object]) -> None:
             follow_up()
     except Refusal as refusal:
         logger.info("Not now: %s", refusal)
+    except OperationalError:
+        raise  # a lock or a lost connection: the whole end is tried again, and this with it
     except Exception:
         logger.exception("A follow-up of a finished run failed; the run itself is kept.")

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterable
-from datetime import timedelta
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -14,7 +13,8 @@ from django.utils import timezone
 from accounts.ids import uuid7
 from accounts.models import User
 from chats import tree
-from chats.querysets import ChatQuerySet, MessageQuerySet, PendingMessageQuerySet
+from chats.pending import PendingMessage
+from chats.querysets import ChatQuerySet, MessageQuerySet
 from chats.refusals import Busy, CannotContinue, ClientIdReused, NoModel
 from chats.repeats import repeatable
 from chats.wording import MAX_CHARACTERS, shortened
@@ -142,7 +142,7 @@ class Chat(models.Model):
         Message.objects.bulk_create([question, answer])
         return answer
 
-    def _hold(self, text: str, client_id: UUID) -> "PendingMessage":
+    def _hold(self, text: str, client_id: UUID) -> PendingMessage:
         if self.pending.count() >= self.MAX_PENDING:
             raise Busy(f"{self.MAX_PENDING} messages are waiting here already. Let some be asked.")
         held = self.pending.create(text=text, client_id=client_id, user_id=self.user_id)
@@ -352,49 +352,3 @@ class Message(models.Model):
             chat=self.chat_id, parent=self.parent_id, generation__status__in=Generation.ACTIVE
         ).select_related("chat", "generation")
         return next(iter(versions), None)
-
-
-class PendingMessage(models.Model):
-    """A message sent while the chat was still answering; it is asked when the answer ends."""
-
-    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    chat = models.ForeignKey(Chat, on_delete=models.CASCADE, related_name="pending")
-    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
-    text = models.TextField()
-    client_id = models.UUIDField()
-    created_at = models.DateTimeField(default=timezone.now)
-
-    objects = PendingMessageQuerySet.as_manager()
-
-    class Meta:
-        ordering: ClassVar = ["created_at", "id"]
-        constraints: ClassVar = [
-            models.UniqueConstraint(fields=["user", "client_id"], name="one_pending_per_send"),
-        ]
-
-    def __str__(self) -> str:
-        return f"pending {self.id}"
-
-    def reword(self, text: str) -> None:
-        with transaction.atomic():
-            PendingMessage.objects.filter(pk=self.pk).update(text=text)
-            self.chat.touch()
-
-    def withdraw(self) -> None:
-        with transaction.atomic():
-            self.delete()
-            self.chat.touch()
-
-    def ask_now(self) -> None:
-        """Put this message first and stop the answer it waits for."""
-        with transaction.atomic():
-            self.chat.lock()
-            first = self.chat.pending.exclude(pk=self.pk).first()
-            if first and first.created_at <= self.created_at:
-                earlier = first.created_at - timedelta(milliseconds=1)
-                PendingMessage.objects.filter(pk=self.pk).update(created_at=earlier)
-        leaf = self.chat.leaf
-        if leaf and leaf.generation and leaf.generation.is_active:
-            leaf.generation.cancel()  # its end asks the next message
-        else:
-            self.chat.ask_next()

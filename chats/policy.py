@@ -11,7 +11,8 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods
 
 from accounts.limits import limited, wait_in_words, wants_json
-from chats.models import Chat, Message, PendingMessage
+from chats.models import Chat, Message
+from chats.pending import PendingMessage
 from chats.refusals import RateLimited, Refusal, TooBusy
 from chats.views import render_chat, render_home
 from inference import fairness

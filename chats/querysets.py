@@ -12,7 +12,8 @@ from inference.models import Generation
 
 if TYPE_CHECKING:
     from accounts.models import User
-    from chats.models import Chat, Message, PendingMessage  # noqa: F401  # named in strings
+    from chats.models import Chat, Message  # named in strings
+    from chats.pending import PendingMessage  # noqa: F401
 
 
 class ChatQuerySet(models.QuerySet["Chat"]):

@@ -15,7 +15,8 @@ from accounts.guests import person
 from accounts.limits import wants_json
 from chats import transcript
 from chats.forms import ActionForm, BranchForm, MessageForm, TextForm, TitleForm, validated
-from chats.models import Chat, Message, PendingMessage
+from chats.models import Chat, Message
+from chats.pending import PendingMessage
 from chats.policy import admit, count, require_room, write
 from chats.refusals import NoModel
 from chats.views import find_answer, find_chat, list_chats

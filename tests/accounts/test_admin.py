@@ -10,7 +10,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from accounts.models import Count, Tier, User
-from chats.models import Chat, Message, PendingMessage
+from chats.models import Chat, Message
+from chats.pending import PendingMessage
 from inference.catalogue import CATALOGUE, register
 from inference.models import Alias, Chunk, Generation, Model, Prompt, Release, ReleaseEvent, Worker
 

@@ -1,8 +1,10 @@
 """What follows from the end of a run: the text, the next message, the title."""
 
+from unittest.mock import Mock
 from uuid import uuid4
 
 import pytest
+from django.db import OperationalError
 
 from chats import answers
 from chats.models import Chat, Message
@@ -98,6 +100,21 @@ def test_a_failing_follow_up_does_not_lose_the_answer(alice, release, pen, monke
     pen(answer).write("Hello").end()
     assert Message.objects.get(pk=answer.pk).text == "Hello"
     assert "follow-up" in caplog.text
+
+
+def test_an_end_whose_follow_up_met_a_lock_is_tried_again_whole(alice, release, pen, monkeypatch):
+    answer = Chat.start(alice, "Hi", uuid4())
+    answer.chat.ask("More", uuid4())
+    writing = pen(answer).write("Hello")
+    with monkeypatch.context() as once:
+        once.setattr(Chat, "ask_next", Mock(side_effect=OperationalError("lock timeout")))
+        with pytest.raises(OperationalError):
+            writing.end()
+    assert Message.objects.get(pk=answer.pk).is_answering
+    writing.end()
+    assert Message.objects.get(pk=answer.pk).text == "Hello"
+    assert not Chat.objects.get().pending.exists()
+    assert Message.objects.filter(text="More").exists()
 
 
 def test_a_waiting_message_stays_when_there_is_no_model_any_more(alice, release, pen):

@@ -9,7 +9,8 @@ import pytest
 from django.test import Client
 
 from chats.frames import FRAMES
-from chats.models import Chat, Message, PendingMessage
+from chats.models import Chat, Message
+from chats.pending import PendingMessage
 from chats.urls import urlpatterns
 from inference.models import Generation
 

@@ -10,7 +10,8 @@ from django.contrib.auth.models import AnonymousUser
 from django.db import connection
 
 from chats import transcript
-from chats.models import Chat, Message, PendingMessage
+from chats.models import Chat, Message
+from chats.pending import PendingMessage
 from chats.prompt import window
 from chats.refusals import Busy, CannotContinue, ClientIdReused, NoModel
 from inference.models import Generation

@@ -1,0 +1,36 @@
+"""Waiting messages beside the end that asks them."""
+
+from threading import Event, Thread
+from uuid import uuid4
+
+import pytest
+from django.db import connection, transaction
+
+from chats.models import Chat, Message
+from chats.pending import PendingMessage
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite locks the whole database")
+@pytest.mark.parametrize("verb", ["reword", "withdraw"])
+def test_who_changes_a_waiting_message_does_not_stand_in_the_way_of_an_end(answered, verb):
+    chat = Chat.objects.get()
+    item = PendingMessage.objects.create(chat=chat, user=chat.user, text="Then?", client_id=uuid4())
+    begun = Event()
+
+    def change() -> None:
+        begun.set()
+        item.reword("And then?") if verb == "reword" else item.withdraw()
+        connection.close()
+
+    with transaction.atomic():
+        chat.lock()
+        other = Thread(target=change)
+        other.start()
+        begun.wait()
+        other.join(0.3)
+        assert chat.ask_next() is not None  # a deadlock when the other has the message already
+    other.join()
+    assert Message.objects.filter(text="Then?").count() == 1
+    assert not PendingMessage.objects.exists()
