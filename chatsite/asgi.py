@@ -1,7 +1,7 @@
 """The asynchronous entry point: pages, static files and the WebSocket."""
 
 import os
-from typing import cast
+from typing import Any, cast
 
 from a2wsgi import WSGIMiddleware
 from a2wsgi.wsgi_typing import WSGIApp
@@ -16,11 +16,12 @@ pages = cast("App", WSGIMiddleware(wsgi, workers=8))
 
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from django.conf import settings  # noqa: E402
+from django.urls import re_path  # noqa: E402
 from servestatic import ServeStaticASGI  # noqa: E402
 
 from chats.routing import websocket_urlpatterns  # noqa: E402
 from chatsite.body import WholeBody  # noqa: E402
-from chatsite.origin import App, SameOriginOnly  # noqa: E402
+from chatsite.origin import App, SameOriginOnly, refuse  # noqa: E402
 
 HASHED_NAME = r"^/static/.+\.[0-9a-f]{12}\.[^/]+$"
 
@@ -28,7 +29,11 @@ application = ServeStaticASGI(
     ProtocolTypeRouter(
         {
             "http": WholeBody(pages),
-            "websocket": SameOriginOnly(URLRouter(websocket_urlpatterns)),
+            "websocket": SameOriginOnly(
+                URLRouter(
+                    [*websocket_urlpatterns, re_path("", cast("Any", refuse))]
+                )  # one address, no other
+            ),
         }
     ),
     root=settings.STATIC_ROOT if settings.STATIC_ROOT.is_dir() else None,

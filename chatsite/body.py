@@ -1,4 +1,7 @@
-"""Request bodies are read whole, here, before a thread is spent on them."""
+"""Request bodies are read whole, here, before a thread is spent on them.
+
+One that broke off is not looked at: what it says may be half of a sentence.
+"""
 
 import asyncio
 from http import HTTPStatus
@@ -10,8 +13,14 @@ from chatsite.origin import App, Receive, Scope, Send
 SECONDS = 20.0  # for the whole body, however it drips in
 
 
+class BrokeOff(Exception):
+    """Whoever sent it has left: nobody waits for an answer."""
+
+
 class WholeBody:
     """Answers 413 to a body over DATA_UPLOAD_MAX_MEMORY_SIZE and 408 to one that does not come.
+
+    To one that broke off, nothing.
 
     Pages run in a few threads; a reader of half-sent bodies must never hold one.
     """
@@ -23,6 +32,8 @@ class WholeBody:
         try:
             async with asyncio.timeout(SECONDS):
                 body = await _read(receive)
+        except BrokeOff:
+            return
         except TimeoutError:
             await _refuse(scope, send, HTTPStatus.REQUEST_TIMEOUT, "The request came too slowly.")
             return
@@ -35,10 +46,12 @@ class WholeBody:
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """The whole body; None when it is too large."""
+    """The whole body; None when it is too large. Raises BrokeOff."""
     parts, size = [], 0
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BrokeOff
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > settings.DATA_UPLOAD_MAX_MEMORY_SIZE:

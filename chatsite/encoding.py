@@ -1,4 +1,4 @@
-"""Forms come in UTF-8 or not at all."""
+"""Forms come whole and in UTF-8, or not at all."""
 
 from collections.abc import Callable
 from http import HTTPStatus
@@ -16,14 +16,27 @@ def utf8_only(answer: Answer) -> Answer:
     def middleware(request: HttpRequest) -> HttpResponse:
         charset = request.content_params.get("charset", "utf-8") if request.content_params else ""
         if charset and charset.lower() != "utf-8":
-            return _refused(request)
+            sentence = "Forms are read in UTF-8 only."
+            return _refused(request, "bad_text", sentence, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
         return answer(request)
 
     return middleware
 
 
-def _refused(request: HttpRequest) -> HttpResponse:
-    sentence, status = "Forms are read in UTF-8 only.", HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+def whole_only(answer: Answer) -> Answer:
+    """Refuse a form that broke off: it may be half of a sentence, without the id of its send."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        length = request.META.get("CONTENT_LENGTH") or "0"
+        is_form = request.content_type == "application/x-www-form-urlencoded"
+        if is_form and length.isdecimal() and len(request.body) < int(length):
+            return _refused(request, "broken_off", "The form broke off.", HTTPStatus.BAD_REQUEST)
+        return answer(request)
+
+    return middleware
+
+
+def _refused(request: HttpRequest, code: str, sentence: str, status: HTTPStatus) -> HttpResponse:
     if wants_json(request):
-        return JsonResponse({"error": {"code": "bad_text", "message": sentence}}, status=status)
+        return JsonResponse({"error": {"code": code, "message": sentence}}, status=status)
     return HttpResponse(sentence, content_type="text/plain", status=status)

@@ -22,7 +22,12 @@ class SameOriginOnly:
         if is_same_origin(scope["headers"]):
             await self._app(scope, receive, send)
         else:
-            await send({"type": "websocket.close", "code": 4403})
+            await refuse(scope, receive, send)
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """Before the handshake: HTTP 403."""
+    await send({"type": "websocket.close", "code": 4403})
 
 
 def is_same_origin(headers: list[tuple[bytes, bytes]]) -> bool:

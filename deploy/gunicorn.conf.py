@@ -23,9 +23,10 @@ control_socket_disable = True
 
 def when_ready(server: Any) -> None:
     """End with the supervisor, also when it was killed."""
-    from deploy import lifeline
+    from deploy import lifeline, sockets
 
     lifeline.follow()
+    sockets.allow_many()
 
 
 def post_worker_init(worker: Any) -> None:

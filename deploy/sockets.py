@@ -1,4 +1,4 @@
-"""gunicorn's WebSocket, and what it lacks: a limit on open files, and a sign of life.
+"""gunicorn's connections, and what they lack: limits on files, time and frames, a sign of life.
 
 One timer for each socket and no task: thousands are open and idle.
 """
@@ -7,9 +7,14 @@ import asyncio
 import resource
 from typing import Any
 
-from gunicorn.asgi import websocket
+from gunicorn.asgi import protocol, websocket
+from gunicorn.workers import gasgi
 
 KEPT_FILES = 64  # of the limit: for the database, Redis, and pages
+KEPT_FROM_PAGES = 24  # of those: for the database and Redis
+HEADER_SECONDS = 10.0  # for the first request of a connection; gunicorn sees to the others
+MOST_FRAMES = 200  # in a second, of one reader; a page sends a few when it opens
+FRAMES_AT_ONCE = 16  # read before others have a turn
 PING_SECONDS = 20.0  # between two pings; a reader that has not answered one by the next is gone
 STUCK_LOOKS = 3  # at what nothing was heard of meanwhile; the outbox gives up after 30 s
 WAITING_BYTES = 16 * 1024  # in gunicorn, on their way to a reader: the outbox holds the rest
@@ -22,6 +27,7 @@ class Socket(websocket.WebSocketProtocol):  # type: ignore[misc]  # gunicorn has
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._is_asked, self._stuck = False, 0
+        self._frames, self._counted_from = 0, 0.0
 
     def feed_data(self, data: bytes) -> None:
         self._is_asked, self._stuck = False, 0
@@ -43,6 +49,20 @@ class Socket(websocket.WebSocketProtocol):  # type: ignore[misc]  # gunicorn has
             if self.transport.get_write_buffer_size():
                 # A close waits for what is unsent, and its reader may never take that.
                 loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    async def _read_frame(self) -> Any:
+        """A frame; None ends the socket. Empty ones pass every limit on size."""
+        frame = await super()._read_frame()
+        now = asyncio.get_running_loop().time()
+        if now - self._counted_from > 1:
+            self._frames, self._counted_from = 0, now
+        self._frames += 1
+        if self._frames > MOST_FRAMES:
+            await self._send_close(websocket.CLOSE_POLICY_VIOLATION, "Too many frames")
+            return None
+        if self._frames % FRAMES_AT_ONCE == 0:
+            await asyncio.sleep(0)
+        return frame
 
     def _ping(self, loop: asyncio.AbstractEventLoop) -> None:
         """Behind what waits for a slow reader a ping would not arrive: that gets longer."""
@@ -79,13 +99,34 @@ class Impatient:
         return getattr(self._settings, name)
 
 
-def has_room(transport: Any) -> bool:
+class Connection(protocol.ASGIProtocol):  # type: ignore[misc]
+    """Has some seconds for its first request; is closed at once while files are very short."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if not has_room(transport, KEPT_FROM_PAGES):
+            transport.abort()
+            return
+        # Taken back by gunicorn, like its own for the next request, when the headers are there.
+        self._keepalive_handle = self.worker.loop.call_later(
+            HEADER_SECONDS, self._keepalive_timeout
+        )
+
+
+def has_room(transport: Any, kept: int = KEPT_FILES) -> bool:
     """The system gives out the lowest number that is free: every one below it is in use."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     number = int(transport.get_extra_info("socket").fileno())
-    return soft == resource.RLIM_INFINITY or number < soft - KEPT_FILES
+    return soft == resource.RLIM_INFINITY or number < soft - kept
 
 
 def install() -> None:
-    """gunicorn looks for its class by this name each time a socket is opened."""
+    """gunicorn looks for its classes by these names each time one is opened."""
+    gasgi.ASGIProtocol = Connection
     websocket.WebSocketProtocol = Socket
+
+
+def allow_many() -> None:
+    """As many open files as the system lets this process have without asking anybody."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

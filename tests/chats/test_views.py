@@ -3,14 +3,17 @@
 # mypy: disable-error-code="union-attr, arg-type"
 
 import json
+from io import BytesIO
 from urllib.parse import quote
 from uuid import UUID, uuid4
 
 import pytest
+from django.http import HttpResponse
 from django.test import Client
 
 from accounts.models import User
 from chats.models import Chat, Message
+from chatsite.encoding import whole_only
 from inference.models import Generation
 
 pytestmark = pytest.mark.django_db
@@ -209,6 +212,16 @@ def test_a_form_in_another_character_set_is_refused_kindly(client_of_alice, answ
     url, kind = f"/chats/{answered.chat_id}/messages/", f"{FORM}; charset={charset}"
     refused = client_of_alice.post(url, "text=Hi", content_type=kind, headers=JSON)
     assert (refused.status_code, refused.json()["error"]["code"]) == (415, "bad_text")
+
+
+def test_a_form_that_broke_off_is_refused_in_a_cluster_too(rf):
+    """There, pages are served without the part that reads bodies for the embedded site."""
+    body = b"text=Do+not"
+    request = rf.generic("POST", "/chats/", body, content_type=FORM, headers=JSON)
+    request.META["CONTENT_LENGTH"] = str(len(body) + 7)
+    request._stream = BytesIO(body)
+    refused = whole_only(lambda request: HttpResponse(request.body))(request)
+    assert (refused.status_code, b"broken_off" in refused.content) == (400, True)
 
 
 @pytest.mark.parametrize("cursor", ["x", "1_", f"{'9' * 40}_{UUID(int=7).hex}", "1_zz", "%00"])
