@@ -3,6 +3,7 @@
 import secrets
 from typing import ClassVar, Self
 
+from django.conf import settings
 from django.contrib.auth.models import AbstractUser, UserManager
 from django.core.validators import MinValueValidator
 from django.db import models
@@ -21,7 +22,9 @@ class Tier(models.Model):
     )
     requests_per_minute = models.PositiveIntegerField(default=0)
     tokens_per_minute = models.PositiveIntegerField(default=0)
-    concurrent_runs = models.PositiveSmallIntegerField(default=0)
+    concurrent_runs = models.PositiveSmallIntegerField(
+        default=0, help_text="Answers of one person, waiting or being written."
+    )
     context_tokens = models.PositiveIntegerField(default=0)
 
     class Meta:
@@ -55,6 +58,11 @@ class User(AbstractUser):
     def weight(self) -> int:
         """How many turns of others one of this person's is worth."""
         return max(1, self.tier.weight) if self.tier else 1
+
+    @property
+    def concurrent_runs(self) -> int:
+        """How many answers may wait or be written for this person at once; 0: no limit."""
+        return self.tier.concurrent_runs if self.tier else int(settings.MAX_RUNS_EACH)
 
     def become_member(self, username: str, password: str) -> Self:
         """Turn this guest into an account in place, so that every chat stays theirs."""

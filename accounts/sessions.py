@@ -1,27 +1,18 @@
-"""Sessions of a site with Redis: rows of the database, with a copy in the cache."""
+"""Sessions are rows of the database."""
 
-from typing import Any
+import re
 
-from django.contrib.sessions.backends.cached_db import SessionStore as CachedStore
+from django.contrib.sessions.backends.db import SessionStore as StoredStore
 
-# A log-out deletes the row and the copy; a copy that it missed, because Redis was away or somebody
-# read the row just before, must not let anybody in for longer than this.
-COPY_SECONDS = 5
+KEY = re.compile(r"[a-z0-9]{8,40}")
 
 
-class SessionStore(CachedStore):
-    cache_key_prefix = "session."
-    _cache: Any  # these three are Django's
-    _session: Any
-    _get_session_from_db: Any
+class Checked:
+    """A cookie's value that no session of ours has is not looked for: it may have any form."""
 
-    def load(self) -> dict[str, Any]:
-        data: dict[str, Any] | None = self._cache.get(self.cache_key)
-        if data is None and (row := self._get_session_from_db()):
-            data = self.decode(row.session_data)
-            self._cache.set(self.cache_key, data, COPY_SECONDS)
-        return data or {}
+    def _validate_session_key(self, key: str | None) -> bool:
+        return bool(key and KEY.fullmatch(key))
 
-    def save(self, must_create: bool = False) -> None:
-        super(CachedStore, self).save(must_create)
-        self._cache.set(self.cache_key, self._session, COPY_SECONDS)
+
+class SessionStore(Checked, StoredStore):
+    pass

@@ -24,6 +24,7 @@ MAX_CHARACTERS = 100_000
 MAX_NESTING = 40
 MAX_CELLS = 20_000  # of a table, counting those that short rows are filled up with
 MAX_ADDRESSES = 200_000  # characters of links' addresses
+MAX_BRACKETS = 5000  # for each one, what follows is looked through for the end of a link
 
 # Text that costs more than it is worth to parse: very long runs of one kind of mark.
 BOMB = re.compile(r"(?:[\[\]()!*_~`<>&\\][ ]?){400}|(?:>[ \t]*){13}")
@@ -69,7 +70,8 @@ def render(text: str) -> SafeString:
 def _is_too_much(text: str) -> bool:
     lines = text.split("\n")
     cells = max(line.count("|") for line in lines) * len(lines)  # short rows are filled up
-    return len(text) > MAX_CHARACTERS or cells > MAX_CELLS or BOMB.search(text) is not None
+    is_large = len(text) > MAX_CHARACTERS or cells > MAX_CELLS or text.count("[") > MAX_BRACKETS
+    return is_large or BOMB.search(text) is not None
 
 
 def _render(text: str) -> str | None:

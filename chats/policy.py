@@ -13,7 +13,7 @@ from django.views.decorators.http import require_http_methods
 from accounts.limits import limited, wait_in_words, wants_json
 from chats.models import Chat, Message
 from chats.pending import PendingMessage
-from chats.refusals import RateLimited, Refusal, TooBusy
+from chats.refusals import RateLimited, Refusal, TooBusy, TooManyRuns
 from chats.views import render_chat, render_home
 from inference import fairness
 from inference.models import Generation, Release
@@ -23,6 +23,7 @@ STATUS = {
     "client_id_reused": HTTPStatus.CONFLICT,
     "busy": HTTPStatus.CONFLICT,
     "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
+    "too_many_runs": HTTPStatus.TOO_MANY_REQUESTS,
     "no_model": HTTPStatus.SERVICE_UNAVAILABLE,
     "too_busy": HTTPStatus.SERVICE_UNAVAILABLE,
 }
@@ -55,17 +56,23 @@ def admit(request: HttpRequest, client_id: UUID) -> None:
     try:
         count(request)
         require_room(request)
-    except (RateLimited, TooBusy):
+    except (RateLimited, TooBusy, TooManyRuns):
         if not _is_known(request, client_id):
             raise
 
 
 def require_room(request: HttpRequest) -> None:
-    """Raises TooBusy when as many wait as may. (What a chat holds back was admitted before.)"""
-    release = Release.objects.serving(request.user if request.user.is_authenticated else None)
+    """Raises TooBusy when as many wait as may, TooManyRuns when as many are this person's.
+
+    What a chat holds back was admitted before.
+    """
+    person = request.user if request.user.is_authenticated else None
+    release = Release.objects.serving(person)
     try:
         if release is not None:
-            fairness.require_room(Generation.objects.all(), release)
+            fairness.require_room(Generation.objects.all(), release, person)
+    except fairness.TooManyUnderWay as full:
+        raise TooManyRuns(full.retry_after) from None
     except fairness.QueueFull as full:
         raise TooBusy(full.retry_after, wait_in_words(full.retry_after)) from None
 

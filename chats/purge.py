@@ -1,25 +1,37 @@
-"""Deleted chats go for good after DELETED_CHATS_DAYS, and with them what their runs still hold."""
+"""Deleted chats go for good after DELETED_CHATS_DAYS, and with them what their runs still hold.
 
+So do guests whom nobody can be any more, with all of theirs.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from typing import TypeVar
 
 from django.conf import settings
 from django.contrib.sessions.backends.db import SessionStore
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from accounts.models import Count
+from accounts.models import Count, User
 from chats.models import Chat
 from chats.titles import BRANCH
+from inference.database import log_failure
 from inference.models import DailyUsage, Generation
 
+log = logging.getLogger(__name__)
 AT_ONCE = 100
+GUESTS_AT_ONCE = 5000  # in an hour; they have little
+GRACE = timedelta(days=30)  # after the session of a guest who was never seen again
+T = TypeVar("T")
 
 
 def keep_house() -> None:
     """Once an hour: what was deleted long ago, what has expired, and sums of what was used."""
     purge_deleted()
+    purge_guests()
     SessionStore.clear_expired()
     Count.objects.filter(expires_at__lt=Now()).delete()
     DailyUsage.objects.roll_up()
@@ -29,11 +41,36 @@ def purge_deleted() -> int:
     """Purge the chats that were deleted long enough ago; returns how many (100 at most)."""
     age = timedelta(days=settings.DELETED_CHATS_DAYS)
     ended = Chat.objects.exclude(messages__generation__status__in=Generation.ACTIVE)
-    old = list(ended.filter(deleted_at__lt=timezone.now() - age)[:AT_ONCE])
-    for chat in old:
-        with transaction.atomic():
-            _purge(chat)
-    return len(old)
+    return _each(_purge, ended.filter(deleted_at__lt=timezone.now() - age)[:AT_ONCE])
+
+
+def purge_guests() -> int:
+    """Purge the guests whose sessions ended long ago; returns how many."""
+    since = timezone.now() - timedelta(seconds=settings.SESSION_COOKIE_AGE) - GRACE
+    guests = User.objects.filter(is_guest=True, date_joined__lt=since)
+    lasting = Chat.objects.filter(active_at__gte=since).values("user")
+    busy = Generation.objects.filter(status__in=Generation.ACTIVE).values("user")
+    gone = guests.exclude(pk__in=lasting).exclude(pk__in=busy)
+    return _each(_purge_guest, gone[:GUESTS_AT_ONCE])
+
+
+def _each(purge: Callable[[T], None], found: Iterable[T]) -> int:
+    """How many could be; one that is locked now is left for the next time."""
+    done = 0
+    for one in list(found):
+        try:
+            with transaction.atomic():
+                purge(one)
+            done += 1
+        except DatabaseError:
+            log_failure(log, f"{one} could not be purged; it is tried again in an hour.")
+    return done
+
+
+def _purge_guest(guest: User) -> None:
+    for chat in guest.chats.all():
+        _purge(chat)
+    guest.delete()
 
 
 def _purge(chat: Chat) -> None:

@@ -46,6 +46,14 @@ class TooBusy(Refusal):
         )
 
 
+class TooManyRuns(Refusal):
+    code = "too_many_runs"
+
+    def __init__(self, seconds: int) -> None:
+        sentence = "As many of your answers are under way as may be. Wait for one, or stop one."
+        super().__init__(sentence, retry_after=seconds)
+
+
 class RateLimited(Refusal):
     code = "rate_limited"
 

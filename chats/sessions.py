@@ -3,7 +3,6 @@
 From the database, never from a copy: a socket must not outlive a log-out.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +14,8 @@ from django.http import parse_cookie
 from django.utils.crypto import constant_time_compare
 
 from accounts.models import User
+from accounts.sessions import KEY
 
-KEY = re.compile(r"[a-z0-9]{8,40}")
 # What a session rests upon, as it is stored: its own data, and the person's password. As long as
 # both are the same, and the person is active, whoever was let in may stay.
 Standing = tuple[str, str]

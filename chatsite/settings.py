@@ -69,6 +69,7 @@ WORKER_THREADS = env_int("WORKER_THREADS", 0, 0, 512)  # 0: measured at start
 REPRODUCIBLE = env_bool("REPRODUCIBLE")
 MAX_ANSWER_TOKENS = env_int("MAX_ANSWER_TOKENS", 1024, 1)
 MAX_QUEUED = env_int("MAX_QUEUED", 500)  # for one release; 0: no limit
+MAX_RUNS_EACH = env_int("MAX_RUNS_EACH", 10)  # of one person, unless their tier says; 0: no limit
 DEFAULT_RETRY_SECONDS = 30  # when nothing is known of how long answers take
 SUMMARISE_LEFT_OUT = env_bool("SUMMARISE_LEFT_OUT")
 MAX_MESSAGE_CHARACTERS = env_int("MAX_MESSAGE_CHARACTERS", 32000, 1, 500_000)
@@ -179,7 +180,7 @@ DATABASES = {"default": database()}
 REDIS_URL = env_redis("REDIS_URL")
 METRICS_TOKEN = os.environ.get("METRICS_TOKEN", "")
 REDIS_PREFIX = os.environ.get("REDIS_PREFIX", "chatsite")
-SESSION_ENGINE = "accounts.sessions" if REDIS_URL else "django.contrib.sessions.backends.db"
+SESSION_ENGINE = "accounts.cached_sessions" if REDIS_URL else "accounts.sessions"
 IN_THIS_PROCESS: dict[str, Any] = {
     "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
     # Limits are counted here; by default 300 other keys would push a count out.

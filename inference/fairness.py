@@ -30,6 +30,10 @@ class QueueFull(Exception):
         self.retry_after = retry_after
 
 
+class TooManyUnderWay(QueueFull):
+    """One person's; the queue has room."""
+
+
 # One statement, because every send waits for it.
 TURNS = """
     SELECT
@@ -54,11 +58,41 @@ def turn_of(user: "User", release: "Release", priority: int) -> float:
     return float(now) if mine is None else max(float(now), mine + 1 / user.weight)
 
 
-def require_room(runs: "GenerationQuerySet", release: "Release") -> None:
-    """Raises QueueFull when as many wait for the release as may."""
-    waiting = runs.filter(release=release, status="queued")
-    if settings.MAX_QUEUED and waiting[: settings.MAX_QUEUED].count() >= settings.MAX_QUEUED:
-        raise QueueFull(expected_wait(runs, release, 1) or settings.DEFAULT_RETRY_SECONDS)
+# One statement here too. Titles wait behind everybody, so they are in nobody's way.
+UNDER_WAY = """
+    SELECT
+        (SELECT COUNT(*) FROM
+            (SELECT 1 FROM inference_generation
+             WHERE release_id = %s AND status = 'queued' AND purpose <> 'title'
+             LIMIT %s) AS waiting),
+        (SELECT COUNT(*) FROM
+            (SELECT 1 FROM inference_generation
+             WHERE user_id = %s AND status IN ('queued', 'running') AND purpose <> 'title'
+             LIMIT %s) AS own)
+"""
+
+
+def require_room(
+    runs: "GenerationQuerySet", release: "Release", user: "User | None" = None
+) -> None:
+    """Raises QueueFull when as many wait for the release as may, or as many are `user`'s.
+
+    Who has nothing under way may come until twice as many wait: a few who ask for much must not
+    close the site to the others.
+    """
+    most, each = settings.MAX_QUEUED, user.concurrent_runs if user else 0
+    with connection.cursor() as cursor:
+        pk = user.pk if user else None
+        cursor.execute(UNDER_WAY, [release.pk, 2 * most or 1, pk, max(each, 1)])
+        waiting, own = cursor.fetchone()
+    if each and own >= each:
+        raise TooManyUnderWay(_free_in(runs, release))
+    if most and waiting >= (most if own else 2 * most):
+        raise QueueFull(_free_in(runs, release))
+
+
+def _free_in(runs: "GenerationQuerySet", release: "Release") -> int:
+    return expected_wait(runs, release, 1) or settings.DEFAULT_RETRY_SECONDS
 
 
 def expected_wait(runs: "GenerationQuerySet", release: "Release", position: int) -> int | None:

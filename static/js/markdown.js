@@ -7,6 +7,7 @@ const MAX_CHARACTERS = 100_000;
 const MAX_NESTING = 40;
 const MAX_CELLS = 20_000;
 const MAX_ADDRESSES = 200_000;
+const MAX_BRACKETS = 5000;
 const BOMB = /(?:[\[\]()!*_~`<>&\\][ ]?){400}|(?:>[ \t]*){13}/;
 const ALLOWED_LINK = /^(?:https?:\/\/[^/\\?#@]+(?:[/?#]|$)|mailto:[^?#])/i;
 const HOST = /^https?:\/\/([^/?#:[]+|\[[^/?#]*\])/i;
@@ -49,7 +50,9 @@ function isTooMuch(text) {
   const lines = text.split("\n");
   const bars = (line) => line.split("|").length - 1;
   const cells = lines.reduce((most, line) => Math.max(most, bars(line)), 0) * lines.length;
-  return [...text].length > MAX_CHARACTERS || cells > MAX_CELLS || BOMB.test(text);
+  const brackets = text.split("[").length - 1;
+  const isLarge = [...text].length > MAX_CHARACTERS || cells > MAX_CELLS || brackets > MAX_BRACKETS;
+  return isLarge || BOMB.test(text);
 }
 
 function wellFormed(text) {

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from accounts.models import User
@@ -166,3 +168,12 @@ def test_cookies_cannot_be_read_by_scripts_nor_sent_by_other_sites(client, alice
 
 def test_pages_about_the_account_are_never_cached(client):
     assert "no-store" in client.get("/accounts/login/")["Cache-Control"]
+
+
+@pytest.mark.parametrize("value", ['"aaaaaaaaa\\000b"', "x" * 5000, "../../etc/passwd", "A" * 32])
+def test_a_cookie_that_is_no_session_of_ours_is_a_stranger_s(client, value):
+    with CaptureQueriesContext(connection) as queries:
+        page = client.get("/accounts/", headers={"cookie": f"session={value}"})
+    assert page.status_code == 200
+    assert "You are a guest" in page.content.decode()
+    assert not [q for q in queries if "django_session" in q["sql"]]

@@ -100,6 +100,8 @@ def test_a_bomb_is_rendered_in_bounded_time(text: str) -> None:
         "|a" * 60 + "|\n" + "|-" * 60 + "|\n" + "|b\n" * 10_000,
         "> " * 35 + "a\n" + "lazy\n" * 2000,
         "[a]: https://example.com/" + "x" * 2000 + "\n\n" + "[a] " * 2000,
+        ("![" * 199 + "a") * 240,
+        ("[" * 399 + "a") * 240,
     ],
 )
 def test_a_text_that_would_grow_out_of_proportion_is_shown_plain(text):

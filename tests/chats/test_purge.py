@@ -4,10 +4,12 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+from django.db import OperationalError
 from django.utils import timezone
 
+from accounts.models import User
 from chats.models import Chat, Message
-from chats.purge import purge_deleted
+from chats.purge import purge_deleted, purge_guests
 from inference.models import Chunk, Generation, Prompt
 
 pytestmark = pytest.mark.django_db
@@ -53,3 +55,46 @@ def test_what_is_not_deleted_is_never_purged(answered, settings):
     settings.DELETED_CHATS_DAYS = 0
     assert purge_deleted() == 0
     assert Generation.objects.get(pk=answered.generation_id).text
+
+
+def seen_last(guest: User, days_ago: int) -> None:
+    then = timezone.now() - timedelta(days=days_ago)
+    User.objects.filter(pk=guest.pk).update(date_joined=then)
+    guest.chats.update(active_at=then)
+
+
+def test_a_guest_whom_nobody_can_be_any_more_goes_with_every_word(release, pen):
+    guest, other = User.objects.create_guest(), User.objects.create_guest()
+    for person in (guest, other):
+        pen(Chat.start(person, "Who am I?", uuid4())).write("Nobody.").end()
+    Generation.objects.filter(purpose="title").delete()
+    seen_last(guest, 121)
+    seen_last(other, 119)
+    assert purge_guests() == 1
+    assert list(User.objects.filter(is_guest=True)) == [other]
+    assert {message.chat.user for message in Message.objects.all()} == {other}
+    assert {run.user for run in Generation.objects.all()} == {other}
+
+
+def test_a_guest_who_was_here_lately_or_has_an_account_now_stays(alice, answered):
+    seen_last(alice, 1000)
+    guest = User.objects.create_guest()
+    Chat.objects.create(user=guest)
+    User.objects.filter(pk=guest.pk).update(date_joined=timezone.now() - timedelta(days=1000))
+    assert purge_guests() == 0
+
+
+def test_a_chat_that_cannot_be_purged_now_holds_up_no_other(answered, alice, monkeypatch):
+    other = Chat.objects.create(user=alice)
+    delete(answered.chat, 31)
+    delete(other, 31)
+    purge = Chat.delete
+
+    def locked(chat: Chat) -> None:
+        if chat.pk == answered.chat_id:
+            raise OperationalError("lock timeout")
+        purge(chat)
+
+    monkeypatch.setattr(Chat, "delete", locked)
+    assert purge_deleted() == 1
+    assert list(Chat.objects.all()) == [answered.chat]

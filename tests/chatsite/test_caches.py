@@ -32,7 +32,7 @@ def shared(valkey: Valkey, settings: Any) -> None:
             "KEY_PREFIX": "chatsite:cache",
         }
     }
-    settings.SESSION_ENGINE = "accounts.sessions"
+    settings.SESSION_ENGINE = "accounts.cached_sessions"
 
 
 def go_away(monkeypatch: pytest.MonkeyPatch) -> None:

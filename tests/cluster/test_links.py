@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import httpx
 import psycopg
+import pytest
 from websockets.exceptions import WebSocketException
 
 from bench.cluster import Cluster
@@ -153,10 +154,16 @@ def _changes_of_hands(cluster: Cluster, readers: list[Reader]) -> int:
     return int(found)
 
 
-async def test_row_34_a_torn_late_and_cut_line_brings_the_exact_text(cluster: Cluster):
+# At most so many bytes in a piece (0: as they come), and seconds for each. Both at their worst are
+# a line of twenty bytes a second.
+LINES = {"torn": (40, 0.02)} | ({"late": (0, 2.0)} if ALL else {})
+
+
+@pytest.mark.parametrize("how", LINES)
+async def test_row_34_a_torn_late_and_cut_line_brings_the_exact_text(cluster: Cluster, how: str):
     person = await Person(cluster).arrive()
     async with line_to(cluster) as line:
-        line.slice, line.jitter, line.cuts = 40, 0.3 if ALL else 0.02, 0.3
+        (line.slice, line.jitter), line.cuts = LINES[how], 0.3
         reader = Reader(person, await person.ask(COUNT))
         await reader.finish(line.url)
     assert (reader.text, reader.status) == (COUNTED, "done")

@@ -121,8 +121,37 @@ def test_a_full_queue_says_when_there_will_be_room(alice: User, release: Release
     fairness.require_room(Generation.objects.all(), release)
     ask(alice, release)
     with pytest.raises(fairness.QueueFull) as full:
-        fairness.require_room(Generation.objects.all(), release)
+        fairness.require_room(Generation.objects.all(), release, alice)
     assert full.value.retry_after == 1
+
+
+def test_who_has_nothing_under_way_finds_room_in_a_full_queue_until_it_is_twice_as_full(
+    alice: User, bob: User, release: Release, settings: object
+):
+    settings.MAX_QUEUED = 3  # type: ignore[attr-defined]
+    ask(alice, release, 5)
+    fairness.require_room(Generation.objects.all(), release, bob)
+    fairness.require_room(Generation.objects.all(), release)  # who has no session yet
+    ask(alice, release)
+    for person in (bob, None):
+        with pytest.raises(fairness.QueueFull):
+            fairness.require_room(Generation.objects.all(), release, person)
+
+
+def test_one_person_has_so_many_answers_under_way_and_titles_are_not_counted(
+    alice: User, bob: User, release: Release, settings: object
+):
+    settings.MAX_RUNS_EACH, settings.MAX_QUEUED = 3, 4  # type: ignore[attr-defined]
+    runs = ask(alice, release, 3)
+    with pytest.raises(fairness.TooManyUnderWay):
+        fairness.require_room(Generation.objects.all(), release, alice)
+    Generation.objects.filter(pk=runs[0].pk).update(purpose="title")
+    fairness.require_room(Generation.objects.all(), release, alice)
+    alice.tier = Tier(slug="staff", name="Staff", concurrent_runs=2)
+    with pytest.raises(fairness.TooManyUnderWay):
+        fairness.require_room(Generation.objects.all(), release, alice)
+    Generation.objects.filter(pk=runs[1].pk).update(status="done")
+    fairness.require_room(Generation.objects.all(), release, alice)
 
 
 def test_the_expected_wait_grows_while_those_in_front_take_longer_than_usual(
