@@ -179,11 +179,11 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
             await work()
         except TooSlow:
             await self._close(READER_TOO_SLOW)
-        except OSError:
-            await self._close(BROKEN)  # the page has left; its end is on its way here
-        except Exception:
+        except Exception as error:
             # Whatever it was, the page reconnects and resumes by (epoch, seq).
-            logger.exception("A task of a socket failed")
+            has_left = key == "outbox" and isinstance(error, OSError)  # its end is on its way here
+            if not has_left:
+                logger.exception("A task of a socket failed")
             await self._close(BROKEN)
         finally:
             if self.tasks.get(key) is asyncio.current_task():

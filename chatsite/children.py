@@ -97,7 +97,9 @@ class Crew:
     def _member(self, pk: int) -> Child:
         if pk not in self.members:
             self.members[pk] = Child(
-                lambda: self._start(pk), lambda code: self._died(pk, code), name="The worker"
+                lambda: self._start(pk),
+                lambda code: self._died(pk, code),
+                name=f"The worker of {self.names[pk]}",
             )
         return self.members[pk]
 

@@ -4,24 +4,26 @@ Every change of hands is a guarded update whose rows are counted, or an update o
 transaction has locked; the database's clock is the only one that counts.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import DatabaseError, connection, transaction
 from django.db.models import F, Q, QuerySet, Value
 from django.db.models.functions import Greatest, Now, Replace
 
 from inference import doorbell, fairness, wakeups
-from inference.database import now_sql
+from inference.database import log_failure, now_sql
 from inference.saving import lock_running
 
 if TYPE_CHECKING:
     from accounts.models import User
     from inference.models import Generation, Release
 
+log = logging.getLogger(__name__)
 LEASE = timedelta(seconds=10)
 SUSPECT_WAITS = timedelta(seconds=3)  # for an idle worker, until workers take nothing else
 SKIP_LOCKED = {"sqlite": "", "postgresql": "FOR UPDATE SKIP LOCKED"}
@@ -63,7 +65,10 @@ class GenerationQuerySet(QuerySet["Generation"]):
     def _fail(self, among: "GenerationQuerySet | None", reason: str) -> None:
         for run in self.all():
             # Ends in a transaction of its own: one that cannot be ended holds up no other.
-            run.log.end_unclaimed("failed", reason, among)
+            try:
+                run.log.end_unclaimed("failed", reason, among)
+            except DatabaseError:
+                log_failure(log, f"{run} could not be ended; it is tried again.")
 
     def move_unstarted(self, former: "Release", release: "Release") -> None:
         """Those of `former` that no worker has begun are answered by another of its model."""
@@ -198,7 +203,7 @@ class GenerationQuerySet(QuerySet["Generation"]):
         return self.filter(pk=pk, fence=fence, status="running")
 
     def give_back(self, pk: UUID, fence: int) -> bool:
-        """Release a run during a drain: anyone may claim it now, and the attempt is not counted."""
+        """Release a run that is not to blame: anyone may claim it now, and no try is counted."""
         released = self._held(pk, fence).update(
             fence=F("fence") + 1,
             lease_until=Now() - LEASE,
@@ -225,6 +230,10 @@ class GenerationQuerySet(QuerySet["Generation"]):
                 # Asked for after the cancel: whoever claims from now on is told of that.
                 holder = self.filter(pk=run.pk).values_list("boot_id", flat=True).first()
                 doorbell.ring(f"cancel:{holder}")
+
+    def stop_disabled(self) -> None:
+        """Those of people who were disabled since they asked."""
+        self.active().filter(user__is_active=False, cancelled_at=None).cancel()
 
     def asked_to_stop(self, ids: Iterable[UUID]) -> set[UUID]:
         """Which of these runs somebody wants to stop."""

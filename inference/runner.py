@@ -29,7 +29,7 @@ STOP_POLL_SECONDS = 1.0
 STOP_LOOK_SECONDS = 0.05  # out of the way of the first token
 EXPIRE_SECONDS = 60.0
 MOST_LATE = 2  # renewals
-LATE_CLAIM = 12  # counts as so many: half a minute without another one
+LATE_CLAIMS = 12  # what a second late claim counts as: half a minute without another one
 ENDS_AT_ONCE = 2  # many together would take the processor from the streams that go on
 WATCH_SECONDS = 1.0
 EXIT_WEDGED = 70
@@ -50,6 +50,7 @@ class Runner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
         self._late = 0  # how often the database answered too late lately
+        self._claimed_late = False  # the last time
         self._expired_at = 0.0
         self._bell: doorbell.Bell | None = None
         self._save_soon = doorbell.Bell()
@@ -98,15 +99,23 @@ class Runner:
         try:
             idle, asked_at = not self._drives, time.monotonic()
             claimed = partial(Generation.objects.claim, self._release, self._boot_id)
-            for run in await in_database(claimed, free, idle, lanes):
-                if _is_too_late(time.monotonic() - asked_at):
-                    self._late = LATE_CLAIM
-                if self._late or self._draining:
-                    await in_database(Generation.objects.give_back, run.pk, run.fence)
-                else:
-                    self._start(run, asked_at)
+            runs = await in_database(claimed, free, idle, lanes)
+            if runs:
+                self._note_claim(time.monotonic() - asked_at)
+            if self._late or self._draining:
+                await self._give_back({run.pk: run.fence for run in runs})
+                return
+            for run in runs:
+                self._start(run, asked_at)
         except DatabaseError:
             log_failure(log, "The queue could not be read; trying again.")
+
+    def _note_claim(self, took: float) -> None:
+        """One late claim waits for quick renewals; a second one says that they tell nothing."""
+        is_late = _is_too_late(took)
+        if is_late:
+            self._late = max(self._late, LATE_CLAIMS if self._claimed_late else MOST_LATE)
+        self._claimed_late = is_late
 
     def _start(self, run: Generation, leased_at: float) -> None:
         if earlier := self._drives.get(run.pk):
@@ -138,12 +147,13 @@ class Runner:
 
     async def _keep_watch(self) -> None:
         """An engine with work that shows nothing for too long is wedged: another process must."""
+        awake_since = looked_at = time.monotonic()
         while True:
-            looked_at = time.monotonic()
             await asyncio.sleep(WATCH_SECONDS)
-            # When this took long, we were stopped ourselves, and the engine with us.
-            if time.monotonic() - looked_at < 3 * WATCH_SECONDS:
-                self._exit_if_wedged()
+            before, looked_at = looked_at, time.monotonic()
+            if looked_at - before > 3 * WATCH_SECONDS:
+                awake_since = looked_at  # we were stopped ourselves, and the engine with us
+            self._exit_if_wedged(looked_at - awake_since)
 
     async def _keep_house(self) -> None:
         while True:
@@ -177,6 +187,12 @@ class Runner:
         for pk, fence in fences.items():
             if (drive := self._drives.get(pk)) and drive.fence == fence:
                 drive.abandon()
+        await self._give_back(fences)
+
+    async def _give_back(self, fences: dict[UUID, int]) -> None:
+        """What cannot be given back now is free when its lease has run out."""
+        for pk, fence in fences.items():
+            with contextlib.suppress(DatabaseError):
                 await in_database(Generation.objects.give_back, pk, fence)
 
     async def _keep_stopping(self) -> None:
@@ -220,6 +236,7 @@ class Runner:
 
     async def _fail_exhausted(self) -> None:
         await in_database(Generation.objects.fail_exhausted)
+        await in_database(Generation.objects.stop_disabled)
 
     async def _expire_logs(self) -> None:
         if time.monotonic() - self._expired_at > EXPIRE_SECONDS:
@@ -227,9 +244,11 @@ class Runner:
             with contextlib.suppress(DatabaseError):
                 await in_database(Generation.objects.expire_logs)
 
-    def _exit_if_wedged(self) -> None:
-        stuck = self._engine.seconds_without_progress()
-        if stuck > self._engine.most_seconds_without_progress():
+    def _exit_if_wedged(self, awake: float) -> None:
+        """`awake`: seconds for which this process has not been stopped."""
+        most = self._engine.most_seconds_without_progress()  # before: a long chunk may just end
+        stuck = min(awake, self._engine.seconds_without_progress())
+        if stuck > most:
             log.critical("The engine has been stuck for %.0f s; starting anew.", stuck)
             os._exit(EXIT_WEDGED)
 

@@ -120,11 +120,13 @@ class WorkerProcess:
         async with self._taking_messages():
             await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
         looking.cancel()
-        await self._set(state=Worker.State.DRAINING)
+        with contextlib.suppress(DatabaseError):  # it is away; answers go on all the same
+            await self._set(state=Worker.State.DRAINING)
         await self._runner.drain(settings.DRAIN_SECONDS)
         await running
         following.cancel()
-        await self._set(state=Worker.State.GONE)
+        with contextlib.suppress(DatabaseError):
+            await self._set(state=Worker.State.GONE)
         await self._engine.stop()
 
     @contextlib.asynccontextmanager

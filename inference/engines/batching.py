@@ -215,7 +215,7 @@ class Batcher:
         rows = self._decode(self.step_threads, entries)
         if rows is None:
             return  # only stop() aborts a step
-        is_calm = len(runs) == len(self._runs)
+        is_calm = len(runs) == len(self._runs) and not any(part.guesses for part in parts)
         self._tempo.step_took(time.perf_counter() - started, len(runs), is_calm)
         for part in parts:
             self._follow(part, [next(rows) for _ in part.entries])

@@ -115,7 +115,7 @@ export function start({ onSend, onStop }) {
     showError("");
     onSend(value);
   });
-  if (isTouch) field.enterKeyHint = "enter";
+  field.enterKeyHint = isTouch ? "enter" : "send";
   changed();
   focus();
 }

@@ -3,16 +3,18 @@
 import json
 from datetime import timedelta
 from threading import Barrier, Thread
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from django.db import IntegrityError, connection
+from django.db import IntegrityError, OperationalError, connection
 from django.db.models.functions import Now
 
 from accounts.models import Tier, User
 from inference.engines.base import Sampling
 from inference.models import Generation, Release
 from inference.queue import LEASE, SUSPECT_WAITS
+from inference.tokenlog import DatabaseLog
 
 pytestmark = pytest.mark.django_db
 
@@ -141,6 +143,38 @@ def test_three_claims_without_a_token_are_the_last(alice: User, release: Release
     run.refresh_from_db()
     assert (run.status, run.attempts) == ("failed", 3)
     assert run.error
+
+
+def test_an_exhausted_run_that_cannot_be_ended_now_holds_up_no_other(
+    alice: User, release: Release, monkeypatch: pytest.MonkeyPatch
+):
+    runs = [enqueue(alice, release) for _ in range(3)]
+    Generation.objects.update(fruitless_attempts=3)
+    end = DatabaseLog.end_unclaimed
+
+    def locked(log: DatabaseLog, *args: Any) -> bool:
+        if log.id == runs[0].pk:
+            raise OperationalError("lock timeout")
+        return end(log, *args)
+
+    monkeypatch.setattr(DatabaseLog, "end_unclaimed", locked)
+    Generation.objects.fail_exhausted()
+    assert [Generation.objects.get(pk=run.pk).status for run in runs] == [
+        "queued", "failed", "failed",
+    ]  # fmt: skip
+
+
+def test_what_somebody_asked_who_was_disabled_since_is_stopped(
+    alice: User, bob: User, release: Release
+):
+    waiting, running, other = (enqueue(person, release) for person in (alice, alice, bob))
+    [claimed] = claim(release, 1)
+    User.objects.filter(pk=alice.pk).update(is_active=False)
+    Generation.objects.stop_disabled()
+    told = {run.pk: Generation.objects.get(pk=run.pk) for run in (waiting, running, other)}
+    assert sorted(run.status for run in told.values()) == ["queued", "running", "stopped"]
+    assert told[claimed.pk].cancelled_at
+    assert told[other.pk].cancelled_at is None
 
 
 def test_a_run_that_was_only_near_when_workers_died_is_not_given_up(alice: User, release: Release):

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from django.db import OperationalError
 from django.db.models.functions import Now
 
 from accounts.models import User
@@ -103,7 +104,7 @@ async def test_a_worker_whose_renewals_stay_too_slow_leaves_its_runs_to_others(
     alice: User, release: Release, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("inference.runner.RENEW_SECONDS", 0.2)
-    run = await in_database(ask, alice, release, "count 200 pace=50")
+    run = await in_database(ask, alice, release, "count 100 pace=50")
     mine = Generation.objects.filter(pk=run.pk)
     async with working(SimulatedEngine(), release) as runner:
         await until(lambda: mine.get().log_seq > 3)
@@ -120,7 +121,7 @@ async def test_a_worker_whose_renewals_stay_too_slow_leaves_its_runs_to_others(
         assert await in_database(lambda: mine.get().fence) == left.fence  # nor claimed again
         monkeypatch.setattr("inference.runner.SURE_SECONDS", 8.0)
         await until(lambda: mine.get().status == "done")
-    assert (await in_database(mine.get)).text == " ".join(str(n) for n in range(1, 201))
+    assert (await in_database(mine.get)).text == " ".join(str(n) for n in range(1, 101))
 
 
 async def test_a_claim_that_came_too_late_to_be_of_use_is_given_back_uncounted(
@@ -135,6 +136,46 @@ async def test_a_claim_that_came_too_late_to_be_of_use_is_given_back_uncounted(
     left = await in_database(mine.get)
     assert (left.attempts, left.fruitless_attempts, left.shared_attempts) == (0, 0, 0)
     assert await in_database(mine.unheld().exists)
+
+
+async def test_after_one_late_claim_a_few_quick_renewals_are_enough(
+    alice: User, release: Release, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+):
+    claim, slow = Generation.objects.claim, [1.2]
+    monkeypatch.setattr("inference.runner.SURE_SECONDS", 1.0)
+    monkeypatch.setattr("inference.runner.RENEW_SECONDS", 1.0)
+
+    def claimed(*args: Any) -> list[Generation]:
+        found = claim(*args)
+        if found and slow:
+            time.sleep(slow.pop())
+        return found
+
+    monkeypatch.setattr(Generation.objects, "claim", claimed)
+    run = await in_database(ask, alice, release, "count 3")
+    mine = Generation.objects.filter(pk=run.pk)
+    async with working(SimulatedEngine(), release):
+        await until(lambda: mine.get().status == "done", 8)  # and not twelve, which take longer
+    assert not slow
+
+
+async def test_one_run_that_cannot_be_given_back_keeps_no_other(
+    alice: User, release: Release, monkeypatch: pytest.MonkeyPatch
+):
+    give_back = Generation.objects.give_back
+    runs = [await in_database(ask, alice, release, "count 3") for _ in range(3)]
+    fences = {run.pk: 0 for run in runs}
+    back: list[Any] = []
+
+    def fails_once(pk: Any, fence: int) -> bool:
+        back.append(pk)
+        if len(back) == 1:
+            raise OperationalError("lock timeout")
+        return bool(give_back(pk, fence))
+
+    monkeypatch.setattr(Generation.objects, "give_back", fails_once)
+    await Runner(SimulatedEngine(), release, uuid4())._give_back(fences)
+    assert back == [run.pk for run in runs]
 
 
 async def test_what_is_claimed_while_the_worker_is_told_to_end_is_given_back(
@@ -173,7 +214,7 @@ async def test_a_wedged_engine_ends_its_process_and_one_that_was_stopped_with_it
     async with working(engine, release):
         await asyncio.sleep(0.1)
         time.sleep(1.5)  # noqa: ASYNC251 - as if the process had been stopped
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.6)  # a step that takes longer than from one look to the next
         moved_at = time.monotonic()
         await asyncio.sleep(0.5)
         assert ends == []
