@@ -38,8 +38,8 @@ MAX_MALFORMED = 5
 CLOSE_SECONDS = 5.0
 DATABASE_SECONDS = 20.0
 T = TypeVar("T")
-SESSION_OVER, READER_TOO_SLOW, TOO_LARGE, UNSUPPORTED, RESTARTING, BROKEN = (
-    4401, 4008, 1009, 1003, 1012, 1011,
+SESSION_OVER, READER_TOO_SLOW, TOO_MANY, TOO_LARGE, UNSUPPORTED, RESTARTING, BROKEN = (
+    4401, 4008, 4429, 1009, 1003, 1012, 1011,
 )  # fmt: skip
 
 open_sockets: "WeakSet[ChatSocket]" = WeakSet()
@@ -79,6 +79,9 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
             return
         if person is None:
             await self._close(SESSION_OVER)
+            return
+        if not keeper().has_room_for(person):
+            await self._close(TOO_MANY)
             return
         self.user = person
         keeper().add(self)

@@ -6,10 +6,12 @@ A task, a timer and two queries for each socket would cost more than all that th
 import asyncio
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import Protocol
 from weakref import WeakKeyDictionary
+
+from django.conf import settings
 
 from accounts.models import User
 from chats import tail
@@ -40,9 +42,16 @@ class Kept(Protocol):
 class Keeper:
     def __init__(self) -> None:
         self._sockets: set[Kept] = set()
+        self._of: Counter[int] = Counter()  # by person
         self._tasks: list[asyncio.Task[None]] = []
 
+    def has_room_for(self, person: User) -> bool:
+        """Each may have a few dozen pages open: their sockets take what others need."""
+        most = settings.MAX_SOCKETS_EACH
+        return not most or self._of[person.pk] < most
+
     def add(self, socket: Kept) -> None:
+        self._of[socket.user.pk] += 1
         socket.checked_at = socket.beaten_at = time.monotonic()
         self._sockets.add(socket)
         if not self._tasks:
@@ -53,7 +62,12 @@ class Keeper:
             ]
 
     def remove(self, socket: Kept) -> None:
+        if socket not in self._sockets:
+            return
         self._sockets.discard(socket)
+        self._of[socket.user.pk] -= 1
+        if not self._of[socket.user.pk]:
+            del self._of[socket.user.pk]
         if not self._sockets:
             for task in self._tasks:
                 task.cancel()

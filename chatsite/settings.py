@@ -69,6 +69,7 @@ WORKER_THREADS = env_int("WORKER_THREADS", 0, 0, 512)  # 0: measured at start
 REPRODUCIBLE = env_bool("REPRODUCIBLE")
 MAX_ANSWER_TOKENS = env_int("MAX_ANSWER_TOKENS", 1024, 1)
 MAX_QUEUED = env_int("MAX_QUEUED", 500)  # for one release; 0: no limit
+MAX_SOCKETS_EACH = env_int("MAX_SOCKETS_EACH", 50)  # of one person in one process; 0: no limit
 MAX_RUNS_EACH = env_int("MAX_RUNS_EACH", 10)  # of one person, unless their tier says; 0: no limit
 DEFAULT_RETRY_SECONDS = 30  # when nothing is known of how long answers take
 SUMMARISE_LEFT_OUT = env_bool("SUMMARISE_LEFT_OUT")

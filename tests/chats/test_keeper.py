@@ -105,3 +105,14 @@ async def test_signs_of_life_for_thousands_hold_nobody_up():
         await asyncio.sleep(0)
     assert len(sent) == 1000
     assert max(b - a for a, b in itertools.pairwise(turns)) <= 64
+
+
+async def test_one_person_has_so_many_pages_open_and_others_theirs(alice, bob, settings):
+    settings.MAX_SOCKETS_EACH = 2
+    async with page(alice) as first, page(alice), page(bob):
+        async with page(alice, greeted=False) as third:
+            assert await next_frame(third) == 4429
+        await first.disconnect()
+        async with page(alice) as again:
+            await send(again, type="ping")
+            assert (await next_of(again, "pong"))["type"] == "pong"

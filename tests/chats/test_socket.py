@@ -35,12 +35,12 @@ def cookie_of(user):
 
 
 @asynccontextmanager
-async def page(user=None, cookie="", stated="?protocol=1", told=1):
+async def page(user=None, cookie="", stated="?protocol=1", told=1, greeted=True):
     cookie = cookie or (await sync_to_async(cookie_of)(user) if user else "")
     headers = [(b"cookie", f"session={cookie}".encode())]
     socket = WebsocketCommunicator(ChatSocket.as_asgi(), f"/ws/{stated}", headers)
     await socket.connect()
-    if user:
+    if user and greeted:
         assert await next_frame(socket) == {"type": "hello", "protocol": told}
     yield socket
     await socket.disconnect()
