@@ -17,7 +17,7 @@ from django.db.models.functions import Greatest, Now, Replace
 
 from inference import doorbell, fairness, wakeups
 from inference.database import log_failure, now_sql
-from inference.saving import lock_running
+from inference.saving import FOR_UPDATE
 
 if TYPE_CHECKING:
     from accounts.models import User
@@ -193,11 +193,20 @@ class GenerationQuerySet(QuerySet["Generation"]):
         """Extend the leases of these runs; returns those still held under the fence given."""
         if not fences:
             return set()
-        with transaction.atomic():
-            heads = lock_running(list(fences))
-            held = {pk for pk, fence in fences.items() if heads.get(pk, (0,))[0] == fence}
-            self.filter(pk__in=held).update(lease_until=Now() + LEASE)
-        return held
+        keys = {self.model._meta.pk.get_db_prep_value(pk, connection): pk for pk in fences}
+        sql = f"""
+            UPDATE inference_generation SET lease_until = {now_sql(LEASE)}
+            WHERE id IN (
+                SELECT id FROM inference_generation
+                WHERE (id, fence) IN (VALUES {", ".join(["(%s, %s)"] * len(keys))})
+                    AND status = 'running' {FOR_UPDATE[connection.vendor]}
+            )
+            RETURNING id
+        """
+        values = [value for key, pk in keys.items() for value in (key, fences[pk])]
+        with connection.cursor() as cursor:
+            cursor.execute(sql, values)
+            return {keys[key] for (key,) in cursor.fetchall()}
 
     def _held(self, pk: UUID, fence: int) -> "GenerationQuerySet":
         return self.filter(pk=pk, fence=fence, status="running")

@@ -23,6 +23,11 @@ class Entry:
     token_ids: bytes
 
     @property
+    def end(self) -> int:
+        """The characters up to here."""
+        return self.offset + len(self.text)
+
+    @property
     def arguments(self) -> tuple[int, int, str, bytes]:
         return self.seq, self.offset, self.text, self.token_ids
 
@@ -47,6 +52,71 @@ def save(logs: Sequence[Unsaved]) -> set[UUID]:
     May be repeated: what an earlier try has written is left out, as is what belongs to an
     epoch that is over.
     """
+    held = _go_on(logs) if connection.vendor == "postgresql" else set()
+    rest = [log for log in logs if log.id not in held]
+    return held | (_make_good(rest) if rest else set())
+
+
+def _go_on(logs: Sequence[Unsaved]) -> set[UUID]:
+    """Where the database has all that comes before: nearly always. In one round trip, not six.
+
+    SQLite has no statement that writes to two tables.
+    """
+    ends = [(log, log.entries[0], log.entries[-1]) for log in logs if log.entries]
+    if not ends:
+        return set()
+    known = [(_key(log.id), log.fence, log.epoch, first.seq - 1, last.seq, last.end)
+             for log, first, last in ends]  # fmt: skip
+    prompts = [(_key(log.id), *log.prompt) for log, *_ in ends if log.prompt]
+    entries = [_row(log, entry) for log, *_ in ends for entry in log.entries]
+    sql = GO_ON.format(
+        now=now_sql(),
+        ends=_marks(len(known), 6),
+        entries=_marks(len(entries), 7),
+        prompts=KEEP_PROMPTS.format(_marks(len(prompts), 3)) if prompts else "",
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [value for row in (*known, *entries, *prompts) for value in row])
+        return {pk for (pk,) in cursor.fetchall()}
+
+
+GO_ON = """
+    WITH ends (id, fence, epoch, before, seq, characters) AS (VALUES {ends}),
+    held AS (
+        SELECT run.id FROM inference_generation AS run JOIN ends ON run.id = ends.id
+        WHERE run.status = 'running' AND run.fence = ends.fence AND run.epoch = ends.epoch
+            AND run.log_seq = ends.before
+        ORDER BY run.id FOR UPDATE OF run
+    ),
+    moved AS (
+        UPDATE inference_generation AS run
+        SET log_seq = ends.seq, log_characters = ends.characters,
+            fruitless_attempts = 0, shared_attempts = 0,
+            first_token_at = COALESCE(first_token_at, {now})
+        FROM ends WHERE run.id = ends.id AND run.id IN (SELECT id FROM held)
+        RETURNING run.id
+    ),
+    entries (id, epoch, seq, fence, "offset", text, token_ids) AS (VALUES {entries}),
+    written AS (
+        INSERT INTO inference_chunk
+            (generation_id, epoch, seq, fence, kind, "offset", text, token_ids)
+        SELECT id, epoch, seq, fence, 'delta', "offset", text, token_ids
+        FROM entries JOIN moved USING (id)
+    )
+    {prompts}
+    SELECT id FROM moved
+"""
+KEEP_PROMPTS = """, prompts (id, tokens, sha256) AS (VALUES {}),
+    kept AS (
+        UPDATE inference_prompt AS prompt SET tokens = prompts.tokens, sha256 = prompts.sha256
+        FROM prompts JOIN moved USING (id)
+        WHERE prompt.generation_id = prompts.id AND prompt.sha256 = ''
+    )
+"""
+
+
+def _make_good(logs: Sequence[Unsaved]) -> set[UUID]:
+    """Whatever the database has of them."""
     with transaction.atomic(savepoint=False):
         heads = lock_running([log.id for log in logs])
         held = [log for log in logs if heads.get(log.id, (None,))[0] == log.fence]
@@ -77,28 +147,32 @@ def _new(log: Unsaved, epoch: int, saved: int) -> list[Entry]:
 
 
 def _advance(ends: Sequence[tuple[UUID, Entry]]) -> None:
-    marks = ", ".join(["(%s, %s, %s)"] * len(ends))
     sql = f"""
-        WITH ends (id, seq, characters) AS (VALUES {marks})
+        WITH ends (id, seq, characters) AS (VALUES {_marks(len(ends), 3)})
         UPDATE inference_generation
         SET log_seq = ends.seq, log_characters = ends.characters,
             fruitless_attempts = 0, shared_attempts = 0,
             first_token_at = COALESCE(first_token_at, {now_sql()})
         FROM ends WHERE inference_generation.id = ends.id
     """
-    rows = [(_key(pk), end.seq, end.offset + len(end.text)) for pk, end in ends]
-    _execute(sql, rows)
+    _execute(sql, [(_key(pk), end.seq, end.end) for pk, end in ends])
 
 
 def _insert(entries: Sequence[tuple[Unsaved, Entry]]) -> None:
-    marks = ", ".join(["(%s, %s, %s, %s, 'delta', %s, %s, %s)"] * len(entries))
     sql = f"""
         INSERT INTO inference_chunk
-            (generation_id, epoch, seq, fence, kind, "offset", text, token_ids)
-        VALUES {marks}
+            (generation_id, epoch, seq, fence, "offset", text, token_ids, kind)
+        VALUES {_marks(len(entries), 8)}
     """
-    _execute(sql, [(_key(log.id), log.epoch, e.seq, log.fence, e.offset, e.text, e.token_ids)
-                   for log, e in entries])  # fmt: skip
+    _execute(sql, [(*_row(log, entry), "delta") for log, entry in entries])
+
+
+def _row(log: Unsaved, entry: Entry) -> tuple[Any, ...]:
+    return _key(log.id), log.epoch, entry.seq, log.fence, entry.offset, entry.text, entry.token_ids
+
+
+def _marks(rows: int, columns: int) -> str:
+    return ", ".join([f"({', '.join(['%s'] * columns)})"] * rows)
 
 
 def _keep_prompts(logs: Sequence[Unsaved]) -> None:

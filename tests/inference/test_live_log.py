@@ -3,7 +3,7 @@
 import asyncio
 import time
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from django.db import DatabaseError
@@ -123,8 +123,9 @@ def test_what_belongs_to_an_epoch_that_is_over_is_not_saved(alice: User, release
     assert rows(run) == []
 
 
+@pytest.mark.parametrize("way", ["in one statement", "step by step"])
 def test_a_save_that_fails_loses_nothing(
-    alice: User, release: Release, monkeypatch: pytest.MonkeyPatch
+    alice: User, release: Release, monkeypatch: pytest.MonkeyPatch, way: str
 ):
     run = claimed(alice, release)
     run.log.begin(run)
@@ -134,11 +135,47 @@ def test_a_save_that_fails_loses_nothing(
         raise DatabaseError
 
     with monkeypatch.context() as patch:
+        patch.setattr(saving, "_go_on", fail if way == "in one statement" else nothing)
         patch.setattr(saving, "_insert", fail)
         with pytest.raises(DatabaseError):
             run.log.save(run.fence)
     run.log.save(run.fence)
     assert rows(run) == ["a"]
+
+
+def nothing(logs: object) -> set[UUID]:
+    """No statement for all of it."""
+    return set()
+
+
+@pytest.mark.parametrize("way", ["in one statement", "step by step"])
+def test_events_of_several_are_saved_with_the_heads_and_prompts_of_those_that_are_current(
+    alice: User, release: Release, monkeypatch: pytest.MonkeyPatch, way: str
+):
+    if way == "step by step":
+        monkeypatch.setattr(saving, "_go_on", nothing)
+    first, second, fenced, over, ended = (claimed(alice, release) for _ in range(5))
+    old = Entry(1, 0, "ä", b"\1\0\0\0")
+    assert save([Unsaved(second.pk, 1, 0, (old,), None)]) == {second.pk}
+    Generation.objects.filter(pk=fenced.pk).update(fence=2)
+    Generation.objects.filter(pk=over.pk).update(epoch=1)
+    Generation.objects.filter(pk=ended.pk).update(status="done")
+    new = Entry(2, 1, "b\n", b"")
+    pictures = [
+        Unsaved(first.pk, 1, 0, (old, new), (7, "f" * 64)),
+        Unsaved(second.pk, 1, 0, (old, new), None),  # a part of it is there already
+        *(Unsaved(run.pk, 1, 0, (old,), (9, "9" * 64)) for run in (fenced, over, ended)),
+    ]
+    for _ in range(2):  # and again, because nobody heard the answer
+        assert save(pictures) == {first.pk, second.pk, over.pk}
+        for run in (first, second):
+            assert rows(run) == ["ä", "b\n"]
+            run.refresh_from_db()
+            assert (run.log_seq, run.log_characters) == (2, 3)
+            assert run.first_token_at
+        for run in (fenced, over, ended):
+            assert rows(run) == []
+    assert [run.prompt.sha256[:1] for run in (first, second, fenced, ended)] == ["f", "", "", ""]
 
 
 def test_the_first_event_wants_to_be_saved_at_once_and_then_64_tokens_or_4_kib(
