@@ -27,13 +27,14 @@ def settle(generation: Generation) -> None:
 
 
 def _settle_answer(generation: Generation) -> None:
-    answer = Message.objects.filter(generation=generation).select_related("chat", "parent").first()
+    # With its chat, which is locked first; in a burst of ends, each query counts.
+    found = Message.objects.filter(generation=generation).select_related("chat", "parent")
+    answer = found.select_for_update(of=("chat",)).first()
     if answer is None:
         return
-    answer.chat.lock()
     answer.text = generation.text
     answer.save(update_fields=["text"])
-    answer.chat.touch()
+    answer.chat.touch_locked()
     if answer.chat.deleted_at is None:
         if answer.chat.pending.exists():  # locked: none can come now
             _attempt(answer.chat.ask_next)

@@ -186,6 +186,12 @@ class Chat(models.Model):
         self._update(Q(), **changes)
         self._ring()
 
+    def touch_locked(self) -> None:
+        """The same for one that this transaction has locked, as it was read then."""
+        self.version += 1
+        self.save(update_fields=["version"])
+        self._ring()
+
     def lock(self) -> None:
         """Wait for this chat's other writers and see what they wrote; ends with the transaction."""
         # Without joins: PostgreSQL cannot lock the nullable side of one.

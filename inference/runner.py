@@ -28,6 +28,7 @@ SAVE_SECONDS = 1.0
 STOP_POLL_SECONDS = 1.0
 STOP_LOOK_SECONDS = 0.05  # out of the way of the first token
 EXPIRE_SECONDS = 60.0
+CHORES_SECONDS = 10.0  # where Celery's beat sees to the same more often
 MOST_LATE = 2  # renewals
 LATE_CLAIMS = 12  # what a second late claim counts as: half a minute without another one
 ENDS_AT_ONCE = 2  # many together would take the processor from the streams that go on
@@ -51,7 +52,7 @@ class Runner:
         self._draining = False
         self._late = 0  # how often the database answered too late lately
         self._claimed_late = False  # the last time
-        self._expired_at = 0.0
+        self._expired_at = self._did_chores_at = 0.0
         self._bell: doorbell.Bell | None = None
         self._save_soon = doorbell.Bell()
         self._stop_bell = doorbell.Bell()
@@ -158,7 +159,7 @@ class Runner:
     async def _keep_house(self) -> None:
         while True:
             started = time.monotonic()
-            for chore in (self._renew, self._fail_exhausted, self._expire_logs):
+            for chore in (self._renew, self._look_after_all, self._expire_logs):
                 try:
                     await chore()
                 except Exception:
@@ -234,7 +235,11 @@ class Runner:
             else:
                 drive.abandon()
 
-    async def _fail_exhausted(self) -> None:
+    async def _look_after_all(self) -> None:
+        """Of runs that are nobody's, too."""
+        if settings.REDIS_URL and time.monotonic() - self._did_chores_at < CHORES_SECONDS:
+            return
+        self._did_chores_at = time.monotonic()
         await in_database(Generation.objects.fail_exhausted)
         await in_database(Generation.objects.stop_disabled)
 

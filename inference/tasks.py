@@ -23,6 +23,7 @@ def look_after_runs() -> None:
     """What each worker does too: this is for runs that no worker is there for."""
     try:
         Generation.objects.fail_exhausted()
+        Generation.objects.stop_disabled()
         Generation.objects.expire_logs()
     except Error:
         log_failure(log, "Runs could not be looked after; the next message does it.")

@@ -5,7 +5,7 @@ message goes through Celery to one of those that run the model.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from django.conf import settings
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXPIRES_SECONDS = 30.0  # until then a worker that looks by itself has found the run
 
-_here: list[Callable[[], object]] = []
+_here: dict[Callable[[], object], Sequence[str]] = {}  # what to call, and for which queues
 
 
 # By the priority of what is asked: what somebody waits for, and what can wait (titles).
@@ -42,6 +42,8 @@ def run_waits(release: "Release", priority: int) -> None:
     """Never raises and hardly waits."""
     if not settings.REDIS_URL:
         doorbell.ring("work")
+    elif priority >= LANES["background"][0] and _is_served_here(queue_of(release, "background")):
+        wake_here()  # others that have nothing to do look by themselves, and it can wait
     elif not redis_server.server().is_away:
         from celery import current_app  # a site without Redis never loads it
         from kombu.exceptions import KombuError
@@ -56,14 +58,18 @@ def run_waits(release: "Release", priority: int) -> None:
             )
 
 
+def _is_served_here(queue: str) -> bool:
+    return any(queue in queues for queues in _here.values())
+
+
 @contextlib.contextmanager
-def answered_by(ring: Callable[[], object]) -> Iterator[None]:
-    """While this lasts, `ring` (from any thread) is called when a message comes here."""
-    _here.append(ring)
+def answered_by(ring: Callable[[], object], queues: Sequence[str]) -> Iterator[None]:
+    """While this lasts, `ring` (from any thread) is called when a message of these comes here."""
+    _here[ring] = queues
     try:
         yield
     finally:
-        _here.remove(ring)
+        del _here[ring]
 
 
 def wake_here() -> None:

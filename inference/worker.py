@@ -138,8 +138,9 @@ class WorkerProcess:
         from inference.consumer import Consumer
 
         loop = asyncio.get_running_loop()
-        consumer = Consumer(await in_database(wakeups.queues_of, self._release, self._lanes))
-        with wakeups.answered_by(lambda: loop.call_soon_threadsafe(self._runner.look)):
+        queues = await in_database(wakeups.queues_of, self._release, self._lanes)
+        consumer = Consumer(queues)
+        with wakeups.answered_by(lambda: loop.call_soon_threadsafe(self._runner.look), queues):
             consumer.start()
             try:
                 yield
