@@ -97,7 +97,7 @@ def test_what_was_killed_goes_on(filled: None, here: str, there: str):
 def test_a_target_with_other_people_is_left_alone_and_a_difference_is_found(
     filled: None, here: str, there: str
 ):
-    assert move(here, there).returncode == 0
+    assert move(here, "env:TARGET", TARGET=there).returncode == 0
     Message.objects.filter(text__startswith="Å").update(text="changed meanwhile")
     done = move(here, there)
     assert (done.returncode, "chats.Message is not the same" in done.stderr) == (1, True)
@@ -112,3 +112,5 @@ def test_what_is_no_database_is_refused_in_one_sentence(there: str):
     assert (done.returncode, "The source must be" in done.stderr) == (1, True)
     assert "secret" not in done.stderr
     assert "same database" in move(there, there).stderr
+    assert "same database" in move(there, "env:TARGET", TARGET=there).stderr
+    assert "no variable TARGET" in move(there, "env:TARGET").stderr

@@ -1,5 +1,6 @@
 """manage.py migrate-store: from SQLite to PostgreSQL, and back again."""
 
+import os
 from typing import Any
 
 import dj_database_url
@@ -19,14 +20,18 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []  # noqa: RUF012 - Django's own declaration
 
     def add_arguments(self, parser: CommandParser) -> None:
-        example = "sqlite:////folder/chatsite.sqlite3 or postgresql://user:password@host/name"
+        example = (
+            "sqlite:////folder/chatsite.sqlite3, postgresql://user@host/name, or env:NAME for what "
+            "that variable holds: a password given here can be read in the list of processes."
+        )
         parser.add_argument("--from", required=True, dest="source", help=example)
         parser.add_argument("--to", required=True, dest="target", help=example)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["source"] == options["target"]:
+        urls = {name: spelled_out(options[name]) for name in ("source", "target")}
+        if urls["source"] == urls["target"]:
             raise CommandError("Both are the same database.")
-        source, target = (connected(name, options[name]) for name in ("source", "target"))
+        source, target = (connected(name, url) for name, url in urls.items())
         try:
             for alias in (source, target):
                 self.stdout.write(f"Bringing the tables of the {alias} up to date…")
@@ -64,6 +69,16 @@ class Bar:
             self.__exit__()
             self._bar = tqdm(desc=table, total=total, unit=" rows", leave=False)
         self._bar.update(done - self._bar.n)
+
+
+def spelled_out(url: str) -> str:
+    """What env:NAME stands for. Raises CommandError."""
+    name = url.removeprefix("env:")
+    if name == url:
+        return url
+    if name not in os.environ:
+        raise CommandError(f"There is no variable {name}.")
+    return os.environ[name]
 
 
 def connected(alias: str, url: str) -> str:
