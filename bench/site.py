@@ -96,7 +96,7 @@ class Site:
 
 LOOSE_LIMITS = {
     f"RATE_LIMIT_{name}": "100000/m"
-    for name in ("SEND", "SEND_ADDRESS", "SIGNUP", "LOGIN", "LOGIN_ADDRESS")
+    for name in ("SEND", "SEND_ADDRESS", "CHANGE", "SIGNUP", "LOGIN", "LOGIN_ADDRESS")
 } | {"MAX_RUNS_EACH": "0", "MAX_SOCKETS_EACH": "0"}
 
 

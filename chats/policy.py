@@ -29,8 +29,11 @@ STATUS = {
 }
 
 
-def write(*methods: str) -> Callable[[View], View]:
-    """A view that changes something: these methods only, refusals as JSON or as the page again."""
+def write(*methods: str, limit: str = "change") -> Callable[[View], View]:
+    """A view that changes something: these methods only, refusals as JSON or as the page again.
+
+    `limit`: what counts each of them; none where the view counts by itself, or may not refuse.
+    """
 
     def decorate(view: View) -> View:
         @require_http_methods(list(methods))
@@ -38,6 +41,8 @@ def write(*methods: str) -> Callable[[View], View]:
         @functools.wraps(view)
         def wrapped(request: HttpRequest, **ids: UUID) -> HttpResponse:
             try:
+                if limit and request.method not in ("GET", "HEAD"):
+                    _count(request, limit)
                 return view(request, **ids)
             except Refusal as refusal:
                 return _refused(request, refusal, ids)
@@ -79,10 +84,14 @@ def require_room(request: HttpRequest) -> None:
 
 def count(request: HttpRequest) -> None:
     """Count a send, by person; guests of one address also count together. Raises RateLimited."""
-    seconds = limited(request, "send")
-    if not seconds and not _is_member(request):
-        seconds = limited(request, "send_address", account="*")
-    if seconds:
+    _count(request, "send")
+    if not _is_member(request):
+        _count(request, "send_address", account="*")
+
+
+def _count(request: HttpRequest, limit: str, account: str = "") -> None:
+    """Raises RateLimited."""
+    if seconds := limited(request, limit, account=account):
         raise RateLimited(seconds, wait_in_words(seconds))
 
 

@@ -59,5 +59,5 @@ class RateLimited(Refusal):
 
     def __init__(self, seconds: int, wait: str) -> None:
         super().__init__(
-            f"You are sending too fast. Please wait {wait} and try again.", retry_after=seconds
+            f"That was too often. Please wait {wait} and try again.", retry_after=seconds
         )

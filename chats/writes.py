@@ -30,7 +30,7 @@ def chats(request: HttpRequest) -> HttpResponse:
     return start(request) if request.method == "POST" else list_chats(request)
 
 
-@write("POST")
+@write("POST", limit="")
 def start(request: HttpRequest) -> HttpResponse:
     """A first question; a person without an account becomes a guest by it."""
     form = validated(MessageForm, request)
@@ -41,7 +41,7 @@ def start(request: HttpRequest) -> HttpResponse:
     return _asked(request, answer)
 
 
-@write("POST")
+@write("POST", limit="")
 def messages(request: HttpRequest, chat_id: UUID) -> HttpResponse:
     """Ask in a chat: below an answer, or beside a question that is edited."""
     chat = find_chat(request, chat_id)
@@ -57,7 +57,7 @@ def messages(request: HttpRequest, chat_id: UUID) -> HttpResponse:
     return _asked(request, made)
 
 
-@write("POST")
+@write("POST", limit="")
 def versions(request: HttpRequest, message_id: UUID) -> HttpResponse:
     """Answer the same question again."""
     message = find_answer(request, message_id)
@@ -66,7 +66,7 @@ def versions(request: HttpRequest, message_id: UUID) -> HttpResponse:
     return _answered(request, message.regenerate(client_id))
 
 
-@write("POST")
+@write("POST", limit="")
 def continuation(request: HttpRequest, message_id: UUID) -> HttpResponse:
     """Go on with an answer that was cut short."""
     message = find_answer(request, message_id)
@@ -114,7 +114,7 @@ def deletion(request: HttpRequest, chat_id: UUID) -> HttpResponse:
     return _done(request, chat, url=reverse("chats"))
 
 
-@write("GET", "HEAD", "POST", "DELETE")
+@write("GET", "HEAD", "POST", "DELETE", limit="")  # a stop is never refused
 def generation(request: HttpRequest, generation_id: UUID) -> HttpResponse:
     """GET says how far a run is; DELETE (or POST with _method=delete) stops it, durably."""
     run = get_object_or_404(Generation.objects.visible_to(request.user), pk=generation_id)

@@ -88,6 +88,7 @@ RATE_LIMITS = {
     "login_address": env_rate("RATE_LIMIT_LOGIN_ADDRESS", "100/15m"),
     "signup": env_rate("RATE_LIMIT_SIGNUP", "10/h"),
     "send": env_rate("RATE_LIMIT_SEND", "30/m"),
+    "change": env_rate("RATE_LIMIT_CHANGE", "300/m"),  # titles, branches, deletions
     "send_address": env_rate("RATE_LIMIT_SEND_ADDRESS", "120/m"),  # guests together
 }
 TRUSTED_PROXIES = env_list("TRUSTED_PROXIES")  # addresses, networks, "unix"

@@ -320,6 +320,18 @@ def test_without_javascript_a_deleted_chat_can_be_brought_back_by_a_button(
     assert Chat.objects.visible_to(chat.user).exists()
 
 
+def test_changes_are_counted_and_a_stop_is_never_refused(client_of_alice, release, settings):
+    settings.RATE_LIMITS = {**settings.RATE_LIMITS, "change": "2/m"}
+    made = post(client_of_alice, "/chats/", text="Hello", client_id=uuid4()).json()
+    url = f"{made['url']}title/"
+    statuses = [post(client_of_alice, url, title=name).status_code for name in "abc"]
+    assert statuses == [200, 200, 429]
+    assert Chat.objects.get().title == "b"
+    run = Generation.objects.get()
+    stop = client_of_alice.post(f"/generations/{run.pk}/", {"_method": "delete"}, headers=JSON)
+    assert stop.json()["status"] == "stopped"
+
+
 def test_continuing_with_the_id_of_another_send_is_counted(client_of_alice, release, settings):
     settings.RATE_LIMITS = {**settings.RATE_LIMITS, "send": "2/m"}
     sent = [uuid4(), uuid4()]
