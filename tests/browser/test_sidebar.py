@@ -97,5 +97,6 @@ def test_logging_out_is_one_click_away(page: Page) -> None:
     sign_up(page, "leaver")
     page.wait_for_url(HOME)
     page.locator(".sidebar").get_by_role("button", name="Log out").click()
-    expect(page.get_by_role("link", name="Log in")).to_be_visible()
+    account = page.get_by_role("navigation", name="Account")
+    expect(account.get_by_role("link", name="Log in")).to_be_visible()
     assert not CHAT_URL.search(page.url)
