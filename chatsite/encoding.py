@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from http import HTTPStatus
 
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
 
 from accounts.limits import wants_json
 
@@ -27,13 +27,19 @@ def whole_only(answer: Answer) -> Answer:
     """Refuse a form that broke off: it may be half of a sentence, without the id of its send."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
-        length = request.META.get("CONTENT_LENGTH") or "0"
         is_form = request.content_type == "application/x-www-form-urlencoded"
-        if is_form and length.isdecimal() and len(request.body) < int(length):
+        if is_form and not _is_whole(request):
             return _refused(request, "broken_off", "The form broke off.", HTTPStatus.BAD_REQUEST)
         return answer(request)
 
     return middleware
+
+
+def _is_whole(request: HttpRequest) -> bool:
+    try:
+        return len(request.body) >= int(request.META.get("CONTENT_LENGTH") or 0)
+    except (UnreadablePostError, ValueError):  # the line broke, or no number is told
+        return False
 
 
 def _refused(request: HttpRequest, code: str, sentence: str, status: HTTPStatus) -> HttpResponse:

@@ -214,12 +214,18 @@ def test_a_form_in_another_character_set_is_refused_kindly(client_of_alice, answ
     assert (refused.status_code, refused.json()["error"]["code"]) == (415, "bad_text")
 
 
-def test_a_form_that_broke_off_is_refused_in_a_cluster_too(rf):
+class Broken(BytesIO):
+    def read(self, *_):
+        raise ConnectionResetError
+
+
+@pytest.mark.parametrize("stream", [BytesIO, Broken])
+def test_a_form_that_broke_off_is_refused_in_a_cluster_too(rf, stream):
     """There, pages are served without the part that reads bodies for the embedded site."""
     body = b"text=Do+not"
     request = rf.generic("POST", "/chats/", body, content_type=FORM, headers=JSON)
     request.META["CONTENT_LENGTH"] = str(len(body) + 7)
-    request._stream = BytesIO(body)
+    request._stream = stream(body)
     refused = whole_only(lambda request: HttpResponse(request.body))(request)
     assert (refused.status_code, b"broken_off" in refused.content) == (400, True)
 
