@@ -1,4 +1,4 @@
-"""A real cluster, for all modules of tests that leave it as they found it."""
+"""A real cluster for each module of tests."""
 
 import os
 import shutil
@@ -20,16 +20,9 @@ needs_nginx = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     with running_cluster(RATE_LIMIT_LOGIN="5/15m") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def own_cluster() -> Iterator[Cluster]:
-    """For a module that brings other releases, or breaks everything in turn."""
-    with running_cluster() as made:
         yield made
 
 

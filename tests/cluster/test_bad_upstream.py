@@ -91,11 +91,6 @@ class Server(StandIn):
         return self._bad.pop(0) if self._bad else answer_from(len(begun))
 
 
-@pytest.fixture(scope="module")
-def cluster(own_cluster: Cluster) -> Cluster:
-    return own_cluster
-
-
 async def manage(cluster: Cluster, *words: str) -> str:
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(ROOT / "manage.py"), *words, cwd=ROOT,

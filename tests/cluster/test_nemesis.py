@@ -2,8 +2,6 @@
 
 import asyncio
 
-import pytest
-
 from bench.cluster import Cluster
 from bench.faults import FAULTS
 from bench.nemesis import ordeal, wrong_in_the_database
@@ -12,11 +10,6 @@ from tests.faults.workers import ALL
 
 pytestmark = needs_nginx
 SECONDS, SEED = (300, 2) if ALL else (20, 1)
-
-
-@pytest.fixture(scope="module")
-def cluster(own_cluster: Cluster) -> Cluster:
-    return own_cluster
 
 
 def test_whatever_happens_no_answer_is_lost_repeated_or_reordered(cluster: Cluster):

@@ -84,11 +84,6 @@ def write_next_release(folder: Path) -> None:
         (package / "9999_index.py").write_text(INDEX.format(app=app, model=model))
 
 
-@pytest.fixture(scope="module")
-def cluster(own_cluster: Cluster) -> Cluster:
-    return own_cluster
-
-
 def set_up_next_release(cluster: Cluster, folder: Path) -> "subprocess.CompletedProcess[str]":
     """As a deployment does it, before it starts new processes."""
     later = {"DJANGO_SETTINGS_MODULE": "later_settings", "PYTHONPATH": str(folder)}
