@@ -33,7 +33,7 @@ check-migrations: dev
 # it looks at, so it has waits of a few seconds.
 test-suites: dev
 	@log=$$(mktemp); $(MAKE) lint check-migrations test-postgres > $$log 2>&1 & beside=$$!; ok=0; \
-	trap 'kill $$beside; rm -f $$log' INT TERM; \
+	trap 'kill $$beside; rm -f $$log; exit 130' INT TERM; \
 	$(MAKE) test-sqlite || ok=1; $(MAKE) test-browser || ok=1; \
 	echo "Waiting for the linters and the suite on PostgreSQL…"; wait $$beside || ok=1; \
 	cat $$log; rm -f $$log; exit $$ok

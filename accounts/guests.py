@@ -27,6 +27,7 @@ def person(request: HttpRequest) -> User:
     today = timezone.now().date().isoformat()
     if request.session.get("kept_on") != today:
         request.session["kept_on"] = today
+        User.objects.filter(pk=user.pk).update(last_login=timezone.now())
     return user
 
 

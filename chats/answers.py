@@ -35,7 +35,7 @@ def _settle_answer(generation: Generation) -> None:
     answer.text = generation.text
     answer.save(update_fields=["text"])
     answer.chat.touch_locked()
-    if answer.chat.deleted_at is None:
+    if answer.chat.deleted_at is None and generation.user.is_active:
         if answer.chat.pending.exists():  # locked: none can come now
             _attempt(answer.chat.ask_next)
         if wants_title(answer):

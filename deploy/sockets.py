@@ -4,6 +4,7 @@ One timer for each socket and no task: thousands are open and idle.
 """
 
 import asyncio
+import contextlib
 import resource
 from typing import Any
 
@@ -12,6 +13,7 @@ from gunicorn.workers import gasgi
 
 KEPT_FILES = 64  # of the limit: for the database, Redis, and pages
 KEPT_FROM_PAGES = 24  # of those: for the database and Redis
+MANY_FILES = 10_240
 HEADER_SECONDS = 10.0  # for the first request of a connection; gunicorn sees to the others
 MOST_FRAMES = 200  # in a second, of one reader; a page sends a few when it opens
 FRAMES_AT_ONCE = 16  # read before others have a turn
@@ -129,4 +131,8 @@ def install() -> None:
 def allow_many() -> None:
     """As many open files as the system lets this process have without asking anybody."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    for most in (hard, MANY_FILES):
+        # What macOS calls unlimited it does not give; then fewer, or what there is.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            return

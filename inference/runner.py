@@ -30,7 +30,7 @@ STOP_LOOK_SECONDS = 0.05  # out of the way of the first token
 EXPIRE_SECONDS = 60.0
 CHORES_SECONDS = 10.0  # where Celery's beat sees to the same more often
 MOST_LATE = 2  # renewals
-LATE_CLAIMS = 12  # what a second late claim counts as: half a minute without another one
+MOST_PAUSE = 12  # renewals, for what is late again and again: half a minute without a claim
 ENDS_AT_ONCE = 2  # many together would take the processor from the streams that go on
 WATCH_SECONDS = 1.0
 EXIT_WEDGED = 70
@@ -115,7 +115,7 @@ class Runner:
         """One late claim waits for quick renewals; a second one says that they tell nothing."""
         is_late = _is_too_late(took)
         if is_late:
-            self._late = max(self._late, LATE_CLAIMS if self._claimed_late else MOST_LATE)
+            self._late = max(self._late, MOST_PAUSE if self._claimed_late else MOST_LATE)
         self._claimed_late = is_late
 
     def _start(self, run: Generation, leased_at: float) -> None:
@@ -176,9 +176,11 @@ class Runner:
             if (drive := self._drives.get(pk)) and drive.fence == fence:
                 drive.renewed(asked_at) if pk in held else drive.abandon()
         await in_database(Worker.objects.filter(pk=self._boot_id).touch)
-        # Of a worker without runs its own row tells: a renewal is four round trips, this is one.
+        # Of a worker without runs its own row tells: a claim is several round trips, this is one.
         took = renewed_at - asked_at if fences else 4 * (time.monotonic() - renewed_at)
-        self._late = self._late + 1 if _is_too_late(took) else max(0, self._late - 1)
+        self._late = (
+            min(self._late + 1, MOST_PAUSE) if _is_too_late(took) else max(0, self._late - 1)
+        )
         # One answer may be slow; when they stay so, we write nothing and must let others do it.
         if _is_too_late(took) and self._late >= MOST_LATE:
             await self._leave_to_others(fences)

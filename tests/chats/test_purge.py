@@ -76,6 +76,31 @@ def test_a_guest_whom_nobody_can_be_any_more_goes_with_every_word(release, pen):
     assert {run.user for run in Generation.objects.all()} == {other}
 
 
+def test_a_guest_stays_while_their_session_does_though_what_they_did_last_is_gone(release, client):
+    client.post("/chats/", {"text": "Lately", "client_id": uuid4()})
+    guest = User.objects.get(is_guest=True)
+    run = Generation.objects.get()
+    run.cancel()
+    Chat.objects.all().delete()
+    Chat.objects.create(user=guest)
+    seen_last(guest, 1000)
+    assert purge_guests() == 0
+    User.objects.filter(pk=guest.pk).update(last_login=timezone.now() - timedelta(days=121))
+    assert purge_guests() == 1
+
+
+def test_a_guest_with_rows_in_a_chat_that_is_a_member_s_now_stays(alice, answered):
+    """Such as hand_over leaves with the guest."""
+    guest = User.objects.create_guest()
+    seen_last(guest, 1000)
+    for rows in (Message.objects.filter(role="user"), Generation.objects.filter(purpose="chat")):
+        rows.update(user=guest)
+        assert purge_guests() == 0
+        rows.update(user=alice)
+    assert purge_guests() == 1
+    assert Message.objects.count() == 2
+
+
 def test_a_guest_who_was_here_lately_or_has_an_account_now_stays(alice, answered):
     seen_last(alice, 1000)
     guest = User.objects.create_guest()
