@@ -28,15 +28,15 @@ lint: dev
 check-migrations: dev
 	$(BIN)/python manage.py makemigrations --check --dry-run
 
-# The linters and the suite on PostgreSQL run beside the one on SQLite and what is left of them beside
-# the browser's, and are shown at the end. The browser's has two files at a time: people wait for what
-# it looks at, so it has waits of a few seconds.
+# The linters and the suite on PostgreSQL run beside the one on SQLite, and are shown after it. The
+# browser's comes last, two files at a time: people wait for what it looks at, so it has waits of a
+# few seconds.
 test-suites: dev
 	@log=$$(mktemp); $(MAKE) lint check-migrations test-postgres > $$log 2>&1 & beside=$$!; ok=0; \
 	trap 'kill $$beside; rm -f $$log; exit 130' INT TERM; \
-	$(MAKE) test-sqlite || ok=1; $(MAKE) test-browser || ok=1; \
+	$(MAKE) test-sqlite || ok=1; \
 	echo "Waiting for the linters and the suite on PostgreSQL…"; wait $$beside || ok=1; \
-	cat $$log; rm -f $$log; exit $$ok
+	cat $$log; rm -f $$log; $(MAKE) test-browser || ok=1; exit $$ok
 
 # Most tests wait for something: those of several files at a time, in the order of conftest.py.
 SEVERAL = --dist loadfile --no-loadscope-reorder

@@ -22,6 +22,7 @@ pytestmark = needs_nginx
 QUESTION = "How do people greet each other?"
 PIECES = ["Grü", "ße,", " 漢", "字", " und", " 🌍", " für", " alle", "."]
 TEXT = "".join(PIECES)
+WORKERS = 2  # of the cluster
 BEGUN = 5  # pieces that come before a server fails
 CONTINUES, CANNOT = "vllm", "somebody"  # who says it is the owner of the model
 
@@ -113,7 +114,16 @@ async def served_by(cluster: Cluster, server: Server) -> AsyncIterator[Person]:
         if cluster.url not in _promoted:
             await manage(cluster, "models", "promote", "simulated@2")
             _promoted.add(cluster.url)
+        await until_workers_ask(server)
         yield await Person(cluster).arrive()
+
+
+async def until_workers_ask(server: Server) -> None:
+    """Each of them looks at a server it has learned of; until then it would ask the one before."""
+    looks = len(server.bodies("/v1/models"))
+    async with asyncio.timeout(60):
+        while len(server.bodies("/v1/models")) < looks + WORKERS:
+            await asyncio.sleep(0.05)
 
 
 def found_in(cluster: Cluster, reader: Reader) -> tuple[str, str, int]:
