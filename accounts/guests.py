@@ -27,7 +27,8 @@ def person(request: HttpRequest) -> User:
     today = timezone.now().date().isoformat()
     if request.session.get("kept_on") != today:
         request.session["kept_on"] = today
-        User.objects.filter(pk=user.pk).update(last_login=timezone.now())
+        if user.is_guest:  # the purge of guests asks when they were here; a member logs in
+            User.objects.filter(pk=user.pk).update(last_login=timezone.now())
     return user
 
 
