@@ -26,12 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Confi
     """The longest files come first, so that the last to end are short ones. Browser tests come
     last: Playwright's loop stays, and no other may run beside it.
 
-    On PostgreSQL only what uses the database is run again; the rest would do the same.
+    On PostgreSQL only what uses the database is run again; the rest would do the same. The
+    real model's kills know no database: there only `make faults` asks for them.
     """
     if os.environ.get("TEST_DATABASE") == "postgres":
-        rest = [item for item in items if not uses_the_database(item)]
+        rest = [item for item in items if not is_asked_again(item)]
         config.hook.pytest_deselected(items=rest)
-        items[:] = [item for item in items if uses_the_database(item)]
+        items[:] = [item for item in items if is_asked_again(item)]
     for item in items:
         if item.path.parent.name == "browser":
             item.add_marker("browser")
@@ -43,6 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Confi
 def turn(item: pytest.Item) -> tuple[bool, bool]:
     folder = item.path.parent.name
     return folder == "browser", folder not in LONGEST
+
+
+def is_asked_again(item: pytest.Item) -> bool:
+    of_the_model = item.path.parent.name == "faults" and "real_model" in item.keywords
+    return uses_the_database(item) and (not of_the_model or os.environ.get("FAULTS") == "all")
 
 
 def uses_the_database(item: pytest.Item) -> bool:

@@ -12,7 +12,7 @@ from bench.site import Site
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    " --disable-component-update --disable-sync"
+    " --disable-component-update --disable-sync --renderer-process-limit=1"
 ).split()
 
 expect.set_options(timeout=15_000)  # the machine may be busy; what does not come fails all the same
