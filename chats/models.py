@@ -64,13 +64,16 @@ class Chat(models.Model):
 
     # --- asking ---------------------------------------------------------------------------
     @classmethod
-    def start(cls, user: User, text: str, client_id: UUID) -> "Message":
+    def start(
+        cls, user: User, text: str, client_id: UUID, release: Release | None = None
+    ) -> "Message":
         """A new chat with its first question; returns the answer that was queued.
 
-        The same `client_id` again returns the same answer. Raises ClientIdReused, NoModel.
+        The same `client_id` again returns the same answer. `release`: what serves this person, if
+        that was just asked. Raises ClientIdReused, NoModel.
         """
         try:
-            return cls._start_anew(user, text, client_id)
+            return cls._start_anew(user, text, client_id, release)
         except IntegrityError:  # most likely the unique client_id: not looked for beforehand
             repeat = Message.objects.sent(user, client_id)
             if repeat is None:
@@ -79,11 +82,13 @@ class Chat(models.Model):
         return repeat.first_answer()
 
     @classmethod
-    def _start_anew(cls, user: User, text: str, client_id: UUID) -> "Message":
+    def _start_anew(
+        cls, user: User, text: str, client_id: UUID, release: Release | None
+    ) -> "Message":
         chat = cls(user=user, version=1, opening=shortened(text))
         with transaction.atomic():
             # References to rows that follow are checked at the commit.
-            answer = chat.leaf = chat._say(text, client_id, None)
+            answer = chat.leaf = chat._say(text, client_id, None, release)
             chat.save(force_insert=True)
             chat._ring()
         return answer
@@ -127,7 +132,9 @@ class Chat(models.Model):
         self.touch(leaf=answer, active_at=timezone.now())
         return answer
 
-    def _say(self, text: str, client_id: UUID, parent: "Message | None") -> "Message":
+    def _say(
+        self, text: str, client_id: UUID, parent: "Message | None", release: Release | None = None
+    ) -> "Message":
         """Store a question and the answer that is queued for it, which is returned."""
         question = Message(
             chat=self,
@@ -138,7 +145,7 @@ class Chat(models.Model):
             user_id=self.user_id,
             client_id=client_id,
         )
-        answer = question.prepare_answer()
+        answer = question.prepare_answer(release=release)
         Message.objects.bulk_create([question, answer])
         return answer
 
@@ -262,11 +269,13 @@ class Message(models.Model):
         """The answer that was made together with this question."""
         return self.children.order_by("id").select_related("chat", "generation")[0]
 
-    def prepare_answer(self, client_id: UUID | None = None) -> "Message":
+    def prepare_answer(
+        self, client_id: UUID | None = None, release: Release | None = None
+    ) -> "Message":
         """Queue an answer to this question; returns the message that will show it, not stored."""
         from chats.prompt import window
 
-        release = Release.objects.serving(self.chat.user)
+        release = release or Release.objects.serving(self.chat.user)
         if release is None:
             raise NoModel
         seen = window(self, release)

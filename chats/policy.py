@@ -56,20 +56,25 @@ def write(*methods: str, limit: str = "change") -> Callable[[View], View]:
     return decorate
 
 
-def admit(request: HttpRequest, client_id: UUID) -> None:
-    """Count a send against its limit; the repeat of one that was taken is never refused."""
+def admit(request: HttpRequest, client_id: UUID) -> Release | None:
+    """Count a send against its limit; the repeat of one that was taken is never refused.
+
+    Returns what serves this person, if it was asked for.
+    """
     try:
         count(request)
-        require_room(request)
+        return require_room(request)
     except (RateLimited, TooBusy, TooManyRuns):
         if not _is_known(request, client_id):
             raise
+    return None
 
 
-def require_room(request: HttpRequest) -> None:
-    """Raises TooBusy when as many wait as may, TooManyRuns when as many are this person's.
+def require_room(request: HttpRequest) -> Release | None:
+    """Returns what serves this person.
 
-    What a chat holds back was admitted before.
+    Raises TooBusy when as many wait as may, TooManyRuns when as many are this person's. What a
+    chat holds back was admitted before.
     """
     person = request.user if request.user.is_authenticated else None
     release = Release.objects.serving(person)
@@ -80,6 +85,7 @@ def require_room(request: HttpRequest) -> None:
         raise TooManyRuns(full.retry_after) from None
     except fairness.QueueFull as full:
         raise TooBusy(full.retry_after, wait_in_words(full.retry_after)) from None
+    return release
 
 
 def count(request: HttpRequest) -> None:

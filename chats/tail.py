@@ -24,6 +24,7 @@ Frame = dict[str, Any]
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0  # what a lost ring costs
 UNRUNG_SECONDS = 0.25
+MOMENT_SECONDS = 0.02
 CHAT_POLL_SECONDS = 4.0
 LIST_PAUSE_SECONDS = 0.25
 LIST_POLL_SECONDS = 3600
@@ -50,7 +51,7 @@ async def follow_generation(pk: UUID, epoch: int, after: int) -> AsyncIterator[F
         while True:
             look = await _glance(pk, epoch, after, rung)
             if look is None:
-                look = await patiently(_look, pk, epoch, after)
+                look = await _look_and_listen(bell, pk, epoch, after)
             if look.state and look.state != frame_of_state:
                 frame_of_state = look.state
                 yield {"type": "state", "generation": pk, **look.state}
@@ -75,6 +76,36 @@ async def _glance(pk: UUID, epoch: int, after: int, rung: bool) -> Look | None:
         return Look(events, {"status": "running"}, has_more=len(events) == MAX_EVENTS)
     # A ring whose event was read with the one before it says nothing of the run's row.
     return Look() if rung and events is not None else None
+
+
+async def _look_and_listen(bell: doorbell.Bell, pk: UUID, epoch: int, after: int) -> Look:
+    """What the database says, or the live log if it has news before that.
+
+    Of a new run it is asked a moment later: its first words are most likely on their way, and
+    several round trips would hold them up.
+    """
+    is_new = after == 0 and Generation(pk=pk).log.is_live
+    looking = asyncio.create_task(_look_after(MOMENT_SECONDS if is_new else 0, pk, epoch, after))
+    rung = False
+    try:
+        while not looking.done():
+            ringing = asyncio.create_task(bell.wait(POLL_SECONDS))
+            await asyncio.wait((looking, ringing), return_when=asyncio.FIRST_COMPLETED)
+            rung = rung or (ringing.done() and ringing.result())
+            ringing.cancel()
+            news = None if looking.done() else await _glance(pk, epoch, after, rung=False)
+            if news and news.events:
+                return news
+        if rung:
+            bell.ring()  # for what came after the look
+        return await looking
+    finally:
+        looking.cancel()
+
+
+async def _look_after(seconds: float, pk: UUID, epoch: int, after: int) -> Look:
+    await asyncio.sleep(seconds)
+    return await patiently(_look, pk, epoch, after)
 
 
 def _delta(pk: UUID, event: Event) -> Frame:

@@ -20,7 +20,7 @@ from chats.pending import PendingMessage
 from chats.policy import admit, count, require_room, write
 from chats.refusals import NoModel
 from chats.views import find_answer, find_chat, list_chats
-from inference.models import Generation, Release
+from inference.models import Generation
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -34,10 +34,12 @@ def chats(request: HttpRequest) -> HttpResponse:
 def start(request: HttpRequest) -> HttpResponse:
     """A first question; a person without an account becomes a guest by it."""
     form = validated(MessageForm, request)
-    admit(request, form["client_id"])
-    if not request.user.is_authenticated and Release.objects.serving() is None:
-        raise NoModel  # before a guest is made for nothing
-    answer = Chat.start(person(request), form["text"], form["client_id"])
+    release = admit(request, form["client_id"])
+    if not request.user.is_authenticated:
+        if release is None:
+            raise NoModel  # before a guest is made for nothing
+        release = None  # each person may get another
+    answer = Chat.start(person(request), form["text"], form["client_id"], release)
     return _asked(request, answer)
 
 

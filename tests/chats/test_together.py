@@ -1,6 +1,7 @@
 """What is asked for many readers at once, and what is read in parts."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -107,3 +108,22 @@ async def test_text_that_comes_without_a_ring_is_looked_for_four_times_a_second(
             looks.add(time.monotonic() // 0.1)
     await writing
     assert len(looks) >= 6  # generous: twelve in three seconds; one a second would be three
+
+
+async def test_first_words_wait_for_no_database_that_is_slow(
+    alice: User, release: Release, pen: Callable[..., Any], valkey: Valkey,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    answer = await in_database(Chat.start, alice, "Hi", uuid4())
+    writer = await in_database(pen, answer)
+    over = threading.Event()
+    monkeypatch.setattr(tail, "_look", lambda *where: over.wait(20) and tail.Look())
+    assert answer.generation_id
+    frames = tail.follow_generation(answer.generation_id, 0, 0)
+    first = asyncio.ensure_future(anext(frames))
+    await asyncio.sleep(0.2)  # it looks
+    await in_database(writer.write, "Hel", "lo")
+    found = [await first, await anext(frames)]
+    assert [frame.get("status") or frame["text"] for frame in found] == ["running", "Hel"]
+    over.set()
+    await frames.aclose()
