@@ -126,4 +126,4 @@ async def test_first_words_wait_for_no_database_that_is_slow(
     found = [await first, await anext(frames)]
     assert [frame.get("status") or frame["text"] for frame in found] == ["running", "Hel"]
     over.set()
-    await frames.aclose()
+    assert (await anext(frames))["text"] == "lo"
