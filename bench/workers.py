@@ -1,12 +1,14 @@
 """Whether twice the workers answer twice as much: python -m bench.workers
 
-A cluster with the simulated model. Workers have one slot each and are forks, the queue is full
-from the start, answers are slow, so that two cores can bear 64 of them: what is measured is
-whether workers get in each other's way at the queue, the log and the database.
+A cluster with the simulated model. Workers have one slot each and are forks, the queue is never
+empty, answers are slow, so that two cores can bear 64 of them: what is measured is whether workers
+get in each other's way at the queue, the log and the database. Answers differ in length, as
+people's do (LENGTHS="20 20": all the same, so that all workers end and claim at the same moment).
 """
 
 import asyncio
 import os
+import random
 import time
 from typing import Any
 
@@ -20,16 +22,19 @@ from bench.site import Person
 from bench.survive import Crew
 
 COUNTS = [int(count) for count in (os.environ.get("WORKERS") or "1 2 4 16 64").split()]
-EACH = 4  # answers for each worker
-QUESTION = "count 20 pace=5"  # 50 tokens: ten seconds
+EACH = 8  # answers for each worker, of five to thirteen seconds: some are left at the end
+SHORTEST, LONGEST = (int(count) for count in (os.environ.get("LENGTHS") or "15 25").split())
+PACE = 5  # tokens a second; a token is a character
+SETTLED, SECONDS = 8, 50
 LEAST = 0.95
 
 
 async def fill(cluster: Cluster, answers: int) -> None:
     """By one person: nobody is limited here, and the order is the same."""
     person = await Person(cluster).arrive()
+    lengths = random.Random(7)
     for _ in range(answers):
-        await person.ask(QUESTION)
+        await person.ask(f"count {lengths.randint(SHORTEST, LONGEST)} pace={PACE}")
 
 
 def give_connections(cluster: Cluster, count: int) -> None:
@@ -40,18 +45,18 @@ def give_connections(cluster: Cluster, count: int) -> None:
     time.sleep(3)
 
 
-def ended(database: "psycopg.Connection[Any]") -> list[tuple[float, float]]:
-    """When the answers to our question began and ended, in seconds of the database's clock."""
+def saved(database: "psycopg.Connection[Any]") -> tuple[int, float]:
+    """Tokens of all answers that are in the database, and its clock in seconds."""
     sql = """
-        SELECT EXTRACT(EPOCH FROM started_at), EXTRACT(EPOCH FROM finished_at)
-        FROM inference_generation WHERE purpose = 'chat' AND log_characters = 50
-        AND status = 'done'
+        SELECT SUM(log_characters), EXTRACT(EPOCH FROM CLOCK_TIMESTAMP())
+        FROM inference_generation WHERE purpose = 'chat'
     """
-    return [(float(start), float(end)) for start, end in database.execute(sql).fetchall()]
+    [(tokens, now)] = database.execute(sql)
+    return int(tokens), float(now)
 
 
 def measure(count: int) -> float:
-    """Answers a second of so many workers, from the first one's begin to the last one's end."""
+    """Tokens a second of so many workers while all of them have something to do."""
     with running_cluster(MAX_QUEUED="0") as cluster, stopped(cluster.pids_of("worker")):
         give_connections(cluster, 1000)
         asyncio.run(fill(cluster, count * EACH))
@@ -64,11 +69,20 @@ def measure(count: int) -> float:
                     time.sleep(0.2)
                 move(database, -50)
                 Redis.from_url(cluster.told["REDIS_URL"]).publish("chatsite:bell:work", "")
-                while len(times := ended(database)) < count * EACH:
-                    time.sleep(0.5)
+                time.sleep(SETTLED)
+                tokens, started = saved(database)
+                time.sleep(SECONDS)
+                more, now = saved(database)
+                assert has_queued(database), "some workers had nothing to do"
             finally:
                 crew.close()
-    return len(times) / (max(end for _, end in times) - min(start for start, _ in times))
+    return (more - tokens) / (now - started)
+
+
+def has_queued(database: "psycopg.Connection[Any]") -> bool:
+    waiting = "SELECT 1 FROM inference_generation WHERE status = 'queued' AND purpose = 'chat'"
+    [(is_so,)] = database.execute(f"SELECT EXISTS ({waiting})")
+    return bool(is_so)
 
 
 def move(database: "psycopg.Connection[Any]", by: int) -> None:
@@ -86,13 +100,14 @@ def main() -> None:
     rates = {count: measure(count) for count in COUNTS}
     rows = {
         str(count): {
-            "answers a second": round(rate, 3),
+            "tokens a second": round(rate, 2),
             "of linear": round(rate / count / rates[COUNTS[0]] * COUNTS[0], 3),
             "limit": LEAST,
         }
         for count, rate in rates.items()
     }
-    record("workers", {"workers": rows}, f"{EACH} answers of ten seconds for each worker")
+    setting = f"{PACE} tokens a second each, for {SECONDS} s; numbers up to {SHORTEST} to {LONGEST}"
+    record("workers", {"workers": rows}, setting)
 
 
 if __name__ == "__main__":
