@@ -10,7 +10,7 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -172,7 +172,7 @@ async def visits(cluster: Cluster) -> dict[str, Any]:
     for number in tqdm(range(0, VISITS, AT_ONCE), unit="visits", unit_scale=AT_ONCE):
         gate = asyncio.Semaphore(AT_ONCE)
         await asyncio.gather(*(_open(person, cluster.replicas[0], gate) for _ in range(AT_ONCE)))
-        _leave_all()
+        leave_all()
         if number <= min(WARM, VISITS // 2):
             before = megabytes(pid)
     took = time.perf_counter() - started
@@ -187,7 +187,7 @@ async def visits(cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def _leave_all() -> None:
+def leave_all() -> None:
     for writer in OPEN:
         writer.transport.abort()
     OPEN.clear()
@@ -198,14 +198,13 @@ def _leave_all() -> None:
 RETURNING, BACK_SECONDS = 2_000, 15.0
 
 
-async def storm(cluster: Cluster) -> dict[str, Any]:
+async def storm(cluster: Cluster, returning: int = RETURNING) -> dict[str, Any]:
     """Their lines break together; as pages do, each comes back after a moment of its own."""
     person = await Person(cluster).arrive()
     gate = asyncio.Semaphore(AT_ONCE)
-    await asyncio.gather(*(_open(person, cluster.url, gate) for _ in range(RETURNING)))
-    for writer in OPEN:
-        writer.transport.abort()
-    all_at_once = asyncio.Semaphore(RETURNING)
+    await asyncio.gather(*(_open(person, cluster.url, gate) for _ in range(returning)))
+    leave_all()
+    all_at_once = asyncio.Semaphore(returning)
     started = time.perf_counter()
 
     async def come_back() -> float:
@@ -213,9 +212,9 @@ async def storm(cluster: Cluster) -> dict[str, Any]:
         await _open(person, cluster.url, all_at_once)
         return time.perf_counter() - started
 
-    took = await asyncio.gather(*(come_back() for _ in range(RETURNING)))
+    took = await asyncio.gather(*(come_back() for _ in range(returning)))
     return {
-        "sockets, through nginx to two processes": RETURNING,
+        "sockets, through nginx to two processes": returning,
         "back, median s": round(median(took), 1),
         "all back, s": round(max(took), 1),
         "all back, limit s": BACK_SECONDS,
@@ -267,7 +266,8 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-PARTS: dict[str, tuple[Callable[[Cluster], Awaitable[dict[str, Any]]], dict[str, str]]] = {
+Measure = Callable[[Cluster], Coroutine[Any, Any, dict[str, Any]]]
+PARTS: dict[str, tuple[Measure, dict[str, str]]] = {
     "streams": (streams, {"WORKER_SLOTS": "128", "MAX_QUEUED": "0"}),
     "sockets": (sockets, {}),
     "visits": (visits, {}),
@@ -276,9 +276,13 @@ PARTS: dict[str, tuple[Callable[[Cluster], Awaitable[dict[str, Any]]], dict[str,
 }
 
 
-def main() -> None:
+def allow_many_files() -> None:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def main() -> None:
+    allow_many_files()
     for part in sys.argv[1:] or list(PARTS):
         measure, environment = PARTS[part]
         with running_cluster(**environment) as cluster:

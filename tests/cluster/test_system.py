@@ -13,11 +13,13 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
+from bench import scale
 from bench.cluster import Cluster
 from bench.proxy import Proxy
 from bench.reader import Reader
 from bench.site import Person, descendants
-from tests.cluster.conftest import needs_nginx
+from tests.chatsite.test_serve import COUNTED
+from tests.cluster.conftest import begin, needs_nginx
 from tests.faults.workers import ALL
 
 pytestmark = [
@@ -121,6 +123,19 @@ async def test_row_31_with_no_file_left_old_sockets_live_and_new_ones_come_in_af
         again = [await opened(person, url, stack) for url in everywhere]
     assert statuses == [0] * 3
     assert again == [101] * 3
+
+
+async def test_row_35_readers_whose_lines_break_together_are_all_back_in_a_few_seconds(
+    cluster: Cluster,
+):
+    scale.allow_many_files()
+    reader = await begin(cluster)
+    reading = asyncio.create_task(reader.finish())
+    found = await scale.storm(cluster, 2000 if ALL else 300)
+    await reading
+    assert found["all back, s"] <= scale.BACK_SECONDS
+    assert (reader.text, reader.status) == (COUNTED, "done")
+    scale.leave_all()
 
 
 def taken(cluster: Cluster) -> int:
