@@ -133,9 +133,12 @@ class Runner:
         self._tasks.discard(task)
         if self._drives.get(run.pk) is drive:
             del self._drives[run.pk]
-        if not task.cancelled() and (error := task.exception()):
+        try:
+            if not task.cancelled():
+                task.result()
+        except Exception:
             # Its lease runs out and the run is tried again, at most three times alone and in vain.
-            log.error("Generation %s broke off.", run.pk, exc_info=error)
+            log_failure(log, f"Generation {run.pk} broke off.")
         self.look()  # a slot is free
 
     def _start_chores(self) -> asyncio.Task[None]:

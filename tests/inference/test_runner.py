@@ -88,6 +88,22 @@ async def test_an_unexpected_failure_of_the_engine_ends_the_answer_and_keeps_its
     assert ended.error == "The model met an unexpected error."
 
 
+async def test_an_end_that_the_database_breaks_off_is_one_line_in_the_log(
+    alice: User, release: Release, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def break_off(*_: Any, **result: Any) -> None:
+        raise OperationalError("terminating connection due to idle-in-transaction timeout\nmore")
+
+    monkeypatch.setattr("inference.tokenlog.DatabaseLog.finish", break_off)
+    async with working(SimulatedEngine(), release):
+        await in_database(ask, alice, release, "count 2")
+        async with asyncio.timeout(20):
+            while "broke off" not in caplog.text:
+                await asyncio.sleep(0.01)
+    assert "idle-in-transaction timeout)" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
 async def test_a_stopped_answer_still_says_what_it_cost(alice: User, release: Release):
     async with working(SimulatedEngine(), release):
         run = await in_database(ask, alice, release, "count 500 pace=50")
