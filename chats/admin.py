@@ -18,7 +18,7 @@ from inference.admin import link
 @admin.register(Chat)
 class ChatAdmin(RecordAdmin):
     content = ("title", "opening")
-    list_display = ("id", "title", "person", "message_count", "active_at", "deleted_at")
+    list_display = ("active_at", "title", "person", "message_count", "deleted_at")
     list_filter = ("title_is_automatic", "active_at", ("deleted_at", admin.EmptyFieldListFilter))
     list_select_related = ("user",)
     search_fields = ("=id", "=user__username", "title")
@@ -50,7 +50,7 @@ class ChatAdmin(RecordAdmin):
 @admin.register(Message)
 class MessageAdmin(RecordAdmin):
     content = ("text",)
-    list_display = ("id", "role", "person", "depth", "chat_page", "run", "created_at")
+    list_display = ("created_at", "role", "person", "depth", "chat_page", "run")
     list_filter = ("role", "created_at")
     list_select_related = ("user", "generation")
     search_fields = ("=id", "=chat__id", "=user__username", "=client_id", "text")
@@ -76,6 +76,6 @@ class MessageAdmin(RecordAdmin):
 @admin.register(PendingMessage)
 class PendingMessageAdmin(RecordAdmin):
     content = ("text",)
-    list_display = ("id", "chat_id", "client_id", "created_at")
+    list_display = ("created_at", "chat_id", "client_id")
     search_fields = ("=id", "=chat__id", "=client_id", "text")
     ordering = ("-created_at",)

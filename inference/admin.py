@@ -223,12 +223,11 @@ class WorkerAdmin(RecordAdmin):
 class GenerationAdmin(RecordAdmin):
     content = ("text", "token_ids", "error")  # which may have a server's words, and they a person's
     list_display = (
-        "id",
+        "queued_at",
         "person",
         "arm",
         "purpose",
         "status",
-        "queued_at",
         "queue_wait",
         "time_to_first_token",
         "completion_tokens",
