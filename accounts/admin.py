@@ -77,7 +77,7 @@ class PersonAdmin(UserAdmin):
 
 @admin.register(Tier)
 class TierAdmin(admin.ModelAdmin):
-    # Its limits are not enforced yet.
-    list_display = fields = ("slug", "name", "priority", "weight")
+    # Its other limits are not enforced yet.
+    list_display = fields = ("slug", "name", "priority", "weight", "concurrent_runs")
     search_fields = ("slug", "name")
     prepopulated_fields: ClassVar = {"slug": ("name",)}

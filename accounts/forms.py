@@ -2,7 +2,12 @@
 
 from typing import Any, ClassVar
 
-from django.contrib.auth.forms import BaseUserCreationForm, PasswordChangeForm, UserCreationForm
+from django.contrib.auth.forms import (
+    AuthenticationForm,
+    BaseUserCreationForm,
+    PasswordChangeForm,
+    UserCreationForm,
+)
 from django.core.exceptions import ValidationError
 from django.forms import BaseForm
 
@@ -40,6 +45,13 @@ class SignUpForm(UserCreationForm):
     def validate_password_for_user(self, user: Any) -> None:
         """The first of the two, so that a weak one is told also when the second differs."""
         super().validate_password_for_user(user, "password1")  # type: ignore[misc]
+
+
+class LogInForm(AuthenticationForm):
+    error_messages: ClassVar = {  # type: ignore[misc]
+        **AuthenticationForm.error_messages,
+        "invalid_login": "The name or the password is not right. Capital letters count in both.",
+    }
 
 
 class NewPasswordForm(PasswordChangeForm):

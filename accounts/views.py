@@ -6,7 +6,6 @@ from urllib.parse import urlencode
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import login, logout, update_session_auth_hash
-from django.contrib.auth.forms import AuthenticationForm
 from django.core.exceptions import PermissionDenied
 from django.db import IntegrityError, transaction
 from django.forms import BaseForm
@@ -19,7 +18,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from accounts.forms import NewPasswordForm, SignUpForm, focus_first_problem
+from accounts.forms import LogInForm, NewPasswordForm, SignUpForm, focus_first_problem
 from accounts.guests import BACKEND, hand_over
 from accounts.limits import limited, too_many
 from accounts.models import User
@@ -41,7 +40,7 @@ def log_in(request: HttpRequest) -> HttpResponse:
     """Log in; what a guest has moves to the account."""
     if _is_member(request):
         return redirect(_next(request))
-    form = AuthenticationForm(request, data=request.POST or None)
+    form = LogInForm(request, data=request.POST or None)
     if request.method != "POST":
         return _form_page(request, "accounts/login.html", form)
     wait = _log_in_wait(request)

@@ -26,9 +26,6 @@ class ChatAdmin(RecordAdmin):
     ordering = ("-active_at", "-id")
     readonly_fields = ("messages_page",)
 
-    def get_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
-        return [*super().get_fields(request, obj), "messages_page"]
-
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         chats: QuerySet[Any] = super().get_queryset(request).annotate(count=Count("messages"))
         return chats

@@ -338,6 +338,8 @@ class Message(models.Model):
                 return self
             if self._running_version():
                 raise Busy
+            if self.children.exists():
+                raise CannotContinue("The conversation has gone on since. Answer again instead.")
             self.generation = self._continuation()
             self.continuation_id = client_id
             self.save(update_fields=["generation", "continuation_id"])

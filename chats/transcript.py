@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from django.db.models import F, Q
+from django.db.models import Exists, F, OuterRef, Q
 from django.utils.safestring import SafeString
 
 from chats import tree
@@ -39,12 +39,14 @@ class Row:
     left_out: int = 0
     cut_characters: int = 0
     is_summarised: bool = False
+    is_followed: bool = False  # by another question
     versions: list[UUID] = field(default_factory=list)
 
     @property
     def can_continue(self) -> bool:
         """As Generation.can_continue, without reading the run's own copy of the text."""
-        return bool(self.generation and self.generation.ended_early and self.text)
+        ended_early = self.generation and self.generation.ended_early
+        return bool(ended_early and self.text and not self.is_followed)
 
     @property
     def version_number(self) -> int:
@@ -103,6 +105,7 @@ def _runs(messages: Iterable[Message]) -> dict[UUID | None, Any]:
             not_seen=F("prompt__left_out") + F("prompt__left_out_before"),
             cut=F("prompt__cut_characters"),
             summarised=Q(prompt__summary__gt=""),
+            followed=Exists(Message.objects.filter(parent__generation=OuterRef("pk"))),
         )
     )
     return {run.pk: run for run in found}
@@ -134,7 +137,7 @@ def _row(message: Message, run: Any, versions: list[UUID]) -> Row:
     if run:
         row.state, row.seq, row.epoch = run.status, run.log_seq, run.epoch
         row.left_out, row.cut_characters = run.not_seen or 0, run.cut or 0
-        row.is_summarised = bool(run.summarised)
+        row.is_summarised, row.is_followed = bool(run.summarised), run.followed
         if run.is_active:
             _follow(row, run)
         elif len(message.text) != run.log_characters:

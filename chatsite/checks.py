@@ -17,7 +17,7 @@ from django.core.checks import Warning as Advice
 from django.db import DatabaseError, connection
 
 from inference import doorbell
-from inference.catalogue import CATALOGUE
+from inference.catalogue import CATALOGUE, EMBEDDERS
 from inference.management.commands.worker import names
 
 SETTINGS_PAGE = "docs/settings.md"
@@ -60,13 +60,14 @@ def model_is_known(databases: Any = None, **_: Any) -> Sequence[CheckMessage]:
     if not databases:  # only a check that may ask the database can know
         return []
     try:
-        known = {*CATALOGUE, *names()}
+        known = names()
     except DatabaseError:
-        known = {*CATALOGUE}
+        known = {*CATALOGUE} - EMBEDDERS
     if settings.MODEL in known:
         return []
     hint = _hint(f"Known models: {', '.join(sorted(known))}.", "model")
-    return [Advice(f"MODEL={settings.MODEL} is unknown.", hint=hint, id="chatsite.W003")]
+    sentence = f"MODEL={settings.MODEL} names no model that answers."
+    return [Advice(sentence, hint=hint, id="chatsite.W003")]
 
 
 @register()

@@ -151,16 +151,18 @@ def install_llama() -> None:
     if stamp.is_current():
         return
     check_machine()
-    print(
-        "llama-cpp-python, which runs the model, is compiled for this machine: "
-        "about five minutes, once.",
-        flush=True,
-    )
+    cache = CACHE / f"pip-{build[:12]}"
+    if not cache.exists():
+        print(
+            "llama-cpp-python, which runs the model, is compiled for this machine: "
+            "about five minutes, once.",
+            flush=True,
+        )
     requirement = VENV / "llama.txt"
     requirement.write_text(pinned)
     locked = [*pip(), "--no-deps", "--require-hashes", "-r"]
     run("Preparing its compilers", [*locked, tools])
-    kept: list[str | Path] = ["--cache-dir", CACHE / f"pip-{build[:12]}", "--force-reinstall"]
+    kept: list[str | Path] = ["--cache-dir", cache, "--force-reinstall"]
     command = [*locked, requirement, *kept, "--no-build-isolation"]
     run("Preparing llama.cpp", command, CMAKE_ARGS=f"{llama_flags()} {kernel_flags()}")
     stamp.write()

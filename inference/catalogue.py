@@ -79,6 +79,7 @@ _ENTRIES = (
 )
 
 CATALOGUE: Mapping[str, Entry] = MappingProxyType({entry.slug: entry for entry in _ENTRIES})
+EMBEDDERS = {entry.slug for entry in _ENTRIES if entry.engine == "wordllama"}  # they answer nobody
 
 
 def register(entry: Entry, by: str = "serve") -> "Release":

@@ -108,6 +108,19 @@ def test_answering_again_and_continuing(client_of_alice, answered, pen):
     assert Generation.objects.filter(purpose="chat").count() == 3
 
 
+def test_an_answer_that_was_asked_on_from_is_not_continued(client_of_alice, answered, pen):
+    body = post(client_of_alice, f"/messages/{answered.pk}/versions/", client_id=uuid4()).json()
+    again = Message.objects.get(pk=body["message"])
+    pen(again).write("Some").end("stopped", "")
+    page = f"/chats/{answered.chat_id}/"
+    assert "Continue" in client_of_alice.get(page).content.decode()
+    pen(again.chat.ask("More", uuid4())).write("More.").end()
+    assert "Continue" not in client_of_alice.get(page).content.decode()
+    response = post(client_of_alice, f"/messages/{again.pk}/continuation/")
+    assert response.status_code == 409
+    assert "gone on since" in response.json()["error"]["message"]
+
+
 def test_continuing_a_complete_answer_is_refused(client_of_alice, answered):
     response = post(client_of_alice, f"/messages/{answered.pk}/continuation/")
     assert response.status_code == 409

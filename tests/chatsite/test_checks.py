@@ -58,7 +58,9 @@ def test_the_model_file(settings, tmp_path, model, content, expected):
 def test_a_model_nobody_knows_and_one_that_somebody_pulled(settings, release):
     settings.MODEL = "own-model"
     assert ids(checks.model_is_known(databases=["default"])) == ["chatsite.W003"]
-    release.model.slug = "own-model"
+    settings.MODEL = "wordllama-256"  # in the catalogue, but it answers nobody
+    assert ids(checks.model_is_known(databases=["default"])) == ["chatsite.W003"]
+    settings.MODEL = release.model.slug = "own-model"
     release.model.save()
     assert checks.model_is_known(databases=["default"]) == []
 

@@ -21,7 +21,7 @@ from chatsite.finders import NpmFinder
 from chatsite.postgresql import room
 from chatsite.supervisor import CannotServe, address_to_show, check_port, is_listening
 from inference import redis_server
-from inference.catalogue import CATALOGUE
+from inference.catalogue import CATALOGUE, EMBEDDERS
 from inference.engines.base import EngineError
 from inference.model_files import of_entry, of_release, verify
 from inference.models import Release
@@ -131,9 +131,9 @@ def model_file() -> Finding:
     elif entry:
         wanted = of_entry(entry, settings.MODELS_DIR)
     else:
-        known = ", ".join(CATALOGUE)
+        known = ", ".join(sorted(CATALOGUE.keys() - EMBEDDERS))
         return Finding(f"Model {settings.MODEL}", f"unknown; MODEL can be {known}")
-    if not wanted.sha256:
+    if not wanted.size:  # what a package brings has a hash, but no file here
         return Finding(f"Model {settings.MODEL}, built in")
     try:
         verify(wanted)

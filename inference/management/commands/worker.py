@@ -10,7 +10,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connection
 
-from inference.catalogue import CATALOGUE
+from inference.catalogue import CATALOGUE, EMBEDDERS
 from inference.engines.base import EngineError
 from inference.models import Alias, Model, Release
 from inference.releases import ReleaseError
@@ -22,8 +22,11 @@ EXIT_UNUSABLE = 78  # the model cannot be loaded: starting again would not help
 
 
 def names() -> set[str]:
-    """Of every model and alias in the database."""
-    return {slug for kind in (Model, Alias) for slug in kind.objects.values_list("slug", flat=True)}
+    """Of every model that can answer, and of every alias."""
+    stored = (
+        slug for kind in (Model, Alias) for slug in kind.objects.values_list("slug", flat=True)
+    )
+    return {*CATALOGUE, *stored} - EMBEDDERS
 
 
 def ensure_tables() -> None:
@@ -37,12 +40,12 @@ def served_release() -> Release:
     models = "./manage.py models"
     try:
         release = Release.objects.serving()
-        known = {*CATALOGUE, *names()}
+        known = names()
     except DatabaseError as error:
         raise CommandError(NO_TABLES) from error
-    if release is None and settings.MODEL not in known:
+    if settings.MODEL not in known:
         raise CommandError(
-            f"There is no model {settings.MODEL!r}. Known: {', '.join(sorted(known))}"
+            f"No model {settings.MODEL!r} answers people. Known: {', '.join(sorted(known))}"
         )
     if release is None and Alias.objects.filter(slug=settings.MODEL).exists():
         raise CommandError(f"No arm of the alias {settings.MODEL} has a live release.")
