@@ -226,7 +226,11 @@ class GenerationQuerySet(QuerySet["Generation"]):
 
     def void_leases(self, boot_id: UUID) -> int:
         """A worker is known to be dead: what it held can be claimed at once."""
-        voided = self.filter(boot_id=boot_id, status="running").update(lease_until=Now() - LEASE)
+        held = self.filter(boot_id=boot_id, status="running")
+        with transaction.atomic():
+            # In the order in which everybody locks them: its last save may still be at work.
+            keys = list(held.order_by("pk").select_for_update().values_list("pk", flat=True))
+            voided = held.filter(pk__in=keys).update(lease_until=Now() - LEASE)
         if voided:
             doorbell.ring("work")
         return voided

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from django.db import IntegrityError, OperationalError, connection
+from django.db import IntegrityError, OperationalError, connection, transaction
 from django.db.models.functions import Now
 
 from accounts.models import Tier, User
@@ -257,3 +257,32 @@ def test_a_frozen_schema_keeps_the_order_of_its_properties(alice: User, release:
     run = Generation.objects.get(pk=run.pk)
     frozen = Sampling.from_parameters(run.prompt.parameters).json_schema
     assert list(json.loads(frozen)["properties"]) == ["long", "b", "a"]
+
+
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite locks the whole database")
+@pytest.mark.django_db(transaction=True)
+def test_a_dead_workers_runs_are_freed_in_the_order_in_which_its_last_save_locks_them(
+    alice: User, release: Release
+):
+    for _ in range(3):
+        enqueue(alice, release)
+    dead = uuid4()
+    claim(release, boot_id=dead)
+    first, *others = Generation.objects.order_by("pk")
+    freed: list[int] = []
+
+    def free() -> None:
+        freed.append(Generation.objects.void_leases(dead))
+        connection.close()
+
+    one = Generation.objects.filter(pk=first.pk)
+    one.update(turn=99)  # and so its row lies last
+    with transaction.atomic():
+        assert one.select_for_update()
+        freeing = Thread(target=free)
+        freeing.start()
+        freeing.join(0.5)
+        rest = Generation.objects.filter(pk__in=[run.pk for run in others])
+        assert len(rest.select_for_update(nowait=True)) == 2  # it waits with nothing in its hands
+    freeing.join()
+    assert freed == [3]
