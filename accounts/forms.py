@@ -50,7 +50,7 @@ class SignUpForm(UserCreationForm):
 class LogInForm(AuthenticationForm):
     error_messages: ClassVar = {  # type: ignore[misc]
         **AuthenticationForm.error_messages,
-        "invalid_login": "The name or the password is not right. Capital letters count in both.",
+        "invalid_login": "The name or the password is not right. Mind capitals in the password.",
     }
 
 

@@ -7,6 +7,7 @@ from django.conf import settings
 from django.contrib.auth.models import AbstractUser, UserManager
 from django.core.validators import MinValueValidator
 from django.db import models
+from django.db.models.functions import Lower
 
 
 class Tier(models.Model):
@@ -35,6 +36,11 @@ class Tier(models.Model):
 
 
 class Users(UserManager["User"]):
+    def get_by_natural_key(self, username: str | None) -> "User":
+        """The person of this name, however its letters are written. Raises User.DoesNotExist."""
+        any_case = self.alias(any_case=Lower("username"))
+        return any_case.get(any_case=Lower(models.Value(username or "")))
+
     def create_guest(self, username: str = "") -> "User":
         """A person without an account, known only by their session."""
         guest = self.model(username=username or f"guest-{secrets.token_hex(16)}", is_guest=True)
@@ -48,6 +54,15 @@ class User(AbstractUser):
     tier = models.ForeignKey(Tier, null=True, blank=True, on_delete=models.SET_NULL)
 
     objects: ClassVar[Users] = Users()
+
+    class Meta(AbstractUser.Meta):
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                Lower("username"),
+                name="username_in_any_case",
+                violation_error_message="Somebody has this name already, in other letters.",
+            )
+        ]
 
     @property
     def priority(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user
-from django.db import connection
+from django.db import IntegrityError, connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -39,6 +39,13 @@ def test_signing_up_logs_in(client):
 def test_a_taken_or_reserved_or_broken_name_is_refused(client, alice, name):
     assert sign_up(client, name).status_code == 200
     assert User.objects.count() == 1
+
+
+def test_a_name_is_one_person_s_however_its_letters_are_written(client, alice):
+    assert log_in(client, "ALICE").status_code == 302
+    assert get_user(client) == alice
+    with pytest.raises(IntegrityError), transaction.atomic():
+        User.objects.create_user("Alice")
 
 
 @pytest.mark.parametrize("password", ["12345678901", "password", "short", "alice-alice"])
