@@ -95,3 +95,11 @@ def test_every_test_says_what_it_expects():
         for name in re.findall(r"def (test_\w+)", path.read_text())
     ]
     assert [name for name in names if name.count("_") < 3] == []
+
+
+def test_every_fault_in_the_docs_has_tests_and_every_such_test_is_in_the_docs():
+    page = (ROOT / "docs" / "faults.md").read_text()
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"^ *(?:async )?def (?:test_row_)(\d+)(?:_and_(\d+))?_", tests, re.MULTILINE)
+    told = re.findall(r"^\| (\d+) \|", page, re.MULTILINE)
+    assert sorted({int(row) for rows in named for row in rows if row}) == [int(row) for row in told]
