@@ -150,7 +150,7 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
         await self._watch(frame.chat, chat, chat=frame.chat)
 
     async def ping(self, frame: Ping) -> None:
-        await self.outbox.put({"type": "pong"})
+        await self.outbox.put(keeper().sign_of_life())
 
     # --- frames out -----------------------------------------------------------------------
     async def _watch(

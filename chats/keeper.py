@@ -21,6 +21,7 @@ from chats.sessions import NOTHING, Standing, person_of, standings
 logger = logging.getLogger(__name__)
 SESSION_CHECK_SECONDS = 4.0
 HEARTBEAT_SECONDS = 15.0
+AWAY_SECONDS = 3.0  # without a word from the database, until the pages are told
 LOOKS = 16  # in that time: a part of the sockets each, so that they do not all come at once
 BATCH = 500  # sessions in one query
 IN_ONE_TURN = 32  # of the event loop
@@ -44,6 +45,7 @@ class Keeper:
         self._sockets: set[Kept] = set()
         self._of: Counter[int] = Counter()  # by person
         self._tasks: list[asyncio.Task[None]] = []
+        self._is_away = False  # the database, as the pages were told last
 
     def has_room_for(self, person: User) -> bool:
         """Each may have a few dozen pages open: their sockets take what others need."""
@@ -76,9 +78,17 @@ class Keeper:
     async def _beat(self) -> None:
         now = time.monotonic()
         due = [one for one in self._sockets if one.beaten_at + HEARTBEAT_SECONDS <= now]
-        for number, socket in enumerate(due, 1):
+        for socket in due:
             socket.beaten_at = now
-            await socket.outbox.put_if_empty({"type": "pong"})
+        await self._give_sign_to(due)
+
+    def sign_of_life(self) -> dict[str, object]:
+        """Of the server, and word of a database that is away: what stands still goes on later."""
+        return {"type": "pong", "away": True} if self._is_away else {"type": "pong"}
+
+    async def _give_sign_to(self, sockets: Collection[Kept]) -> None:
+        for number, socket in enumerate(sockets, 1):
+            await socket.outbox.put_if_empty(self.sign_of_life())
             if number % IN_ONE_TURN == 0:
                 await asyncio.sleep(0)  # else a thousand that came together hold all up together
 
@@ -88,7 +98,7 @@ class Keeper:
         due = [one for one in open_ones if one.checked_at + SESSION_CHECK_SECONDS <= now]
         for some in _batches(due):
             people = {one.session_key: one.user.pk for one in some}
-            found = await tail.patiently(standings, people)
+            found = await self._ask(people)
             changed: dict[str, list[Kept]] = defaultdict(list)
             for socket in some:
                 socket.checked_at = now
@@ -96,6 +106,22 @@ class Keeper:
                     changed[socket.session_key].append(socket)
             for key, sockets in changed.items():
                 await _look_closer(key, sockets, key in found)
+
+    async def _ask(self, people: dict[str, int]) -> dict[str, Standing]:
+        asking = asyncio.create_task(tail.patiently(standings, people))
+        try:
+            while not (await asyncio.wait((asking,), timeout=AWAY_SECONDS))[0]:
+                await self._tell(is_away=True)
+            await self._tell(is_away=False)
+            return await asking
+        finally:
+            asking.cancel()
+
+    async def _tell(self, *, is_away: bool) -> None:
+        """All pages at once; one that has frames on their way hears it with a later sign."""
+        if is_away != self._is_away:
+            self._is_away = is_away
+            await self._give_sign_to(list(self._sockets))
 
 
 async def _look_closer(key: str, sockets: list[Kept], is_there: bool) -> None:

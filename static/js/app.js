@@ -15,7 +15,8 @@ import * as transcript from "./transcript.js";
 
 const { main } = transcript;
 const network = document.getElementById("network");
-let isOffline = null;
+const trouble = { offline: "", away: "" }; // in words, until it is over
+let lost = null;
 let reloading = null;
 
 function deliverFrames() {
@@ -33,14 +34,21 @@ function deliverFrames() {
 function showNetwork() {
   socket.on("hello", ({ protocol }) => {
     if (protocol > socket.PROTOCOL) reloading ??= setTimeout(reloadWhenFree);
-    clearTimeout(isOffline);
-    isOffline = null;
-    network.textContent = "";
+    clearTimeout(lost);
+    lost = null;
+    tell({ offline: "", away: "" });
   });
   socket.on("offline", () => {
-    isOffline ??= setTimeout(() => (network.textContent = "Reconnecting…"), 1200);
+    lost ??= setTimeout(() => tell({ offline: "Reconnecting…" }), 1200);
   });
+  socket.on("pong", ({ away }) => tell({ away: away ? "Waiting for the database…" : "" }));
   socket.on("session over", () => reload("session"));
+}
+
+function tell(changed) {
+  Object.assign(trouble, changed);
+  const words = trouble.offline || trouble.away;
+  if (network.textContent !== words) network.textContent = words;
 }
 
 // Drafts and messages on their way outlive it; what is being edited would not.

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import threading
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -10,6 +11,7 @@ from django.contrib.sessions.models import Session
 
 from accounts.models import User
 from chats import keeper
+from chats.sessions import standings
 from tests.chats.test_socket import (
     _close_connection,  # noqa: F401 - for these tests too
     next_frame,
@@ -84,6 +86,24 @@ async def test_heartbeats_come_unasked(alice, monkeypatch):
     monkeypatch.setattr(keeper, "HEARTBEAT_SECONDS", 0.05)
     async with page(alice) as socket:
         assert await next_of(socket, "pong") == {"type": "pong"}
+        assert await next_of(socket, "pong") == {"type": "pong"}
+
+
+@pytest.mark.usefixtures("_quick_checks")
+async def test_pages_are_told_that_the_database_is_away_and_that_it_is_back(alice, monkeypatch):
+    is_back = threading.Event()
+
+    def wait_for_it(keys):
+        is_back.wait(20)
+        return standings(keys)
+
+    monkeypatch.setattr(keeper, "AWAY_SECONDS", 0.2)
+    monkeypatch.setattr(keeper, "standings", wait_for_it)
+    async with page(alice) as socket:
+        assert await next_of(socket, "pong") == {"type": "pong", "away": True}
+        await send(socket, type="ping")
+        assert await next_of(socket, "pong") == {"type": "pong", "away": True}
+        is_back.set()
         assert await next_of(socket, "pong") == {"type": "pong"}
 
 

@@ -1,6 +1,7 @@
 """`make cluster` as people and operators use it: kill what you like, and the answer goes on."""
 
 import asyncio
+import json
 import math
 import signal
 import time
@@ -207,6 +208,23 @@ async def test_row_23_while_postgresql_is_down_sends_hear_when_to_come_back_and_
     taken = [await send() for _ in range(4)]
     assert {answer.status_code for answer in taken} == {200}, cluster.log[-3000:]
     assert len({answer.json()["chat"] for answer in taken}) == 1
+
+
+async def test_row_23_open_pages_are_told_that_the_database_is_away_and_that_it_is_back(
+    cluster: Cluster,
+):
+    person = await Person(cluster).arrive()
+    await person.ask("count 1")  # a page without an account has no socket
+    async with person.socket() as socket, asyncio.timeout(60):
+
+        async def wait_for(frame: dict[str, object]) -> None:
+            while json.loads(await socket.recv()) != frame:
+                pass
+
+        await wait_for({"type": "hello", "protocol": 1})  # it knows who they are
+        with postgres_stopped(cluster):
+            await wait_for({"type": "pong", "away": True})
+        await wait_for({"type": "pong"})
 
 
 async def test_limits_are_counted_for_all_replicas_together(cluster: Cluster):
