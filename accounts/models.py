@@ -7,7 +7,8 @@ from django.conf import settings
 from django.contrib.auth.models import AbstractUser, UserManager
 from django.core.validators import MinValueValidator
 from django.db import models
-from django.db.models.functions import Lower
+from django.db.models import Q
+from django.db.models.functions import Upper
 
 
 class Tier(models.Model):
@@ -37,9 +38,17 @@ class Tier(models.Model):
 
 class Users(UserManager["User"]):
     def get_by_natural_key(self, username: str | None) -> "User":
-        """The person of this name, however its letters are written. Raises User.DoesNotExist."""
-        any_case = self.alias(any_case=Lower("username"))
-        return any_case.get(any_case=Lower(models.Value(username or "")))
+        """The person of this name, or else the only one whose name has it in other letters.
+
+        Raises User.DoesNotExist.
+        """
+        try:
+            return self.get(username=username)
+        except self.model.DoesNotExist:
+            alike = self.filter(username__iexact=username, is_guest=False)[:2]
+            if len(alike) != 1:
+                raise
+            return alike[0]
 
     def create_guest(self, username: str = "") -> "User":
         """A person without an account, known only by their session."""
@@ -56,12 +65,8 @@ class User(AbstractUser):
     objects: ClassVar[Users] = Users()
 
     class Meta(AbstractUser.Meta):
-        constraints: ClassVar = [
-            models.UniqueConstraint(
-                Lower("username"),
-                name="username_in_any_case",
-                violation_error_message="Somebody has this name already, in other letters.",
-            )
+        indexes: ClassVar = [
+            models.Index(Upper("username"), name="user_any_case", condition=Q(is_guest=False))
         ]
 
     @property

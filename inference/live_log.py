@@ -12,10 +12,8 @@ long as it lives, else out of the database, in another epoch, because readers ma
 """
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -29,8 +27,8 @@ from inference.batch import run_script
 from inference.database import in_live_log
 from inference.live_scripts import ADOPT, APPEND, CLOSE, READ, SEED, STOP
 from inference.redis_server import Away
-from inference.saving import Entry, Unsaved, save
-from inference.tokenlog import NO_LIMIT, DatabaseLog, Event, Fenced, Tail, pack, unpack
+from inference.saving import Entry, Unsaved, Writer, save
+from inference.tokenlog import NO_LIMIT, DatabaseLog, Event, Fenced, Tail, unpack
 
 if TYPE_CHECKING:
     from inference.models import Generation
@@ -39,35 +37,6 @@ KEPT_MILLISECONDS = 60 * 60 * 1000  # of a log that nobody writes any more; it i
 PATIENCE = timedelta(seconds=60)  # with a Redis that is away, before a dead run ends without it
 SAVE_AT_TOKENS = 64
 SAVE_AT_BYTES = 4096
-
-
-@dataclass(slots=True)
-class Writer:
-    """What the one writer knows of its log."""
-
-    fence: int
-    epoch: int
-    seq: int  # the last event
-    saved: int  # the last event that is in the database
-    characters: int
-    entries: list[Entry] = field(default_factory=list)  # those after `saved`
-    prompt: tuple[int, str] | None = None  # not in the database yet
-    is_new: bool = True  # it has saved nothing yet
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, text: str, token_ids: Sequence[int]) -> Entry:
-        entry = Entry(self.seq + 1, self.characters, text, pack(token_ids))
-        with self.lock:
-            self.entries.append(entry)
-            self.seq += 1
-            self.characters += len(text)
-        return entry
-
-    def drop_saved(self, seq: int) -> None:
-        with self.lock:
-            self.saved = max(self.saved, seq)
-            self.entries = [entry for entry in self.entries if entry.seq > self.saved]
-            self.is_new = False
 
 
 class LiveLog(DatabaseLog):
@@ -130,6 +99,7 @@ class LiveLog(DatabaseLog):
         writer = Writer(fence, tail.epoch, tail.seq, tail.seq, len(tail.text), entries=answer)
         for entry in answer:
             writer.seq, writer.characters = entry.seq, writer.characters + len(entry.text)
+        writer.told = writer.seq
         self._writer = writer
         self.save(fence)
         text = "".join(entry.text for entry in answer)
@@ -195,6 +165,7 @@ class LiveLog(DatabaseLog):
             answer = redis_server.server().run(APPEND, self._head, *self._told(writer, entry))
         except Away:
             answer = None
+        writer.told = entry.seq
         self._heard(writer, answer)
         failpoints.hit("after_append")
         return bool(answer == b"stop")
@@ -215,6 +186,7 @@ class LiveLog(DatabaseLog):
             answer = await run_script(APPEND, self._head, *self._told(writer, entry))
         except Away:
             answer = None
+        writer.told = entry.seq
         if answer not in (b"ok", b"stop", None):
             await in_live_log(self._heard, writer, answer)
         failpoints.hit("after_append")
@@ -307,13 +279,11 @@ class LiveLog(DatabaseLog):
         return writer.is_new or tokens >= SAVE_AT_TOKENS or size >= SAVE_AT_BYTES
 
     def unsaved(self) -> Unsaved | None:
-        """A picture of what is not in the database; None when everything is."""
-        writer = self._writer
-        if writer is None or not (writer.entries or writer.prompt):
-            return None
-        with writer.lock:
-            entries = tuple(writer.entries)
-            return Unsaved(self.id, writer.fence, writer.epoch, entries, writer.prompt)
+        """A picture of what may go into the database by now; None when there is nothing."""
+        return self._writer.picture(self.id, self._writer.told) if self._writer else None
+
+    def _all_unsaved(self) -> Unsaved | None:
+        return self._writer.picture(self.id, self._writer.seq) if self._writer else None
 
     def saved(self, unsaved: Unsaved) -> None:
         """What the picture showed is in the database now."""
@@ -327,7 +297,11 @@ class LiveLog(DatabaseLog):
 
     def save(self, fence: int) -> None:
         """Raises Fenced."""
-        if self._writer is not None and self._writer.fence == fence and (rest := self.unsaved()):
+        if (
+            self._writer is not None
+            and self._writer.fence == fence
+            and (rest := self._all_unsaved())
+        ):
             self._write(rest)
             self.saved(rest)
 
@@ -350,7 +324,7 @@ class LiveLog(DatabaseLog):
         super().finish(fence, seq, kind, **result)
 
     def _before_its_end(self) -> None:
-        if rest := self.unsaved():
+        if rest := self._all_unsaved():
             self._write(rest)  # and stays in memory, should this transaction fail
 
     def _without_its_worker(self, run: "Generation") -> "Generation | None":

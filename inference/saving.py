@@ -1,14 +1,15 @@
 """From workers' memory into the table of chunks: all streams of a worker in one transaction."""
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 from django.db import connection, transaction
 
 from inference.database import now_sql
-from inference.tokenlog import DatabaseLog, Event
+from inference.tokenlog import DatabaseLog, Event, pack
 
 FOR_UPDATE = {"sqlite": "", "postgresql": "ORDER BY id FOR UPDATE"}
 
@@ -44,6 +45,50 @@ class Unsaved:
     epoch: int
     entries: tuple[Entry, ...]
     prompt: tuple[int, str] | None
+
+
+@dataclass(slots=True)
+class Writer:
+    """What the one writer knows of its log."""
+
+    fence: int
+    epoch: int
+    seq: int  # the last event
+    saved: int  # the last event that is in the database
+    characters: int
+    entries: list[Entry] = field(default_factory=list)  # those after `saved`
+    prompt: tuple[int, str] | None = None  # not in the database yet
+    is_new: bool = True  # it has saved nothing yet
+    told: int = -1  # the last event that Redis has, or did not take
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.told = max(self.told, self.seq)
+
+    def add(self, text: str, token_ids: Sequence[int]) -> Entry:
+        entry = Entry(self.seq + 1, self.characters, text, pack(token_ids))
+        with self.lock:
+            self.entries.append(entry)
+            self.seq += 1
+            self.characters += len(text)
+        return entry
+
+    def drop_saved(self, seq: int) -> None:
+        with self.lock:
+            self.saved = max(self.saved, seq)
+            self.entries = [entry for entry in self.entries if entry.seq > self.saved]
+            self.is_new = False
+
+    def picture(self, pk: UUID, up_to: int) -> "Unsaved | None":
+        """What is not in the database, up to an event; None when everything is.
+
+        Events that Redis has not heard of yet wait for that. Should the worker die in between,
+        its successor would find less there than in the database, and not know what was shown.
+        """
+        with self.lock:
+            entries = tuple(entry for entry in self.entries if entry.seq <= up_to)
+            prompt = None if self.entries and not entries else self.prompt  # with the first event
+        return Unsaved(pk, self.fence, self.epoch, entries, prompt) if entries or prompt else None
 
 
 def save(logs: Sequence[Unsaved]) -> set[UUID]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user
-from django.db import IntegrityError, connection, transaction
+from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -41,11 +41,16 @@ def test_a_taken_or_reserved_or_broken_name_is_refused(client, alice, name):
     assert User.objects.count() == 1
 
 
-def test_a_name_is_one_person_s_however_its_letters_are_written(client, alice):
+def test_a_name_logs_in_in_other_letters_too(client, alice):
     assert log_in(client, "ALICE").status_code == 302
     assert get_user(client) == alice
-    with pytest.raises(IntegrityError), transaction.atomic():
-        User.objects.create_user("Alice")
+
+
+def test_of_two_names_in_different_letters_each_logs_in_as_it_is_written(client, alice):
+    other = User.objects.create_user("Alice", password=PASSWORD)
+    assert log_in(client, "ALICE").status_code == 200
+    log_in(client, "Alice")
+    assert get_user(client) == other
 
 
 @pytest.mark.parametrize("password", ["12345678901", "password", "short", "alice-alice"])

@@ -17,7 +17,7 @@ from inference.engines.simulated import SimulatedEngine
 from inference.live_log import KEPT_MILLISECONDS, LiveLog
 from inference.models import Chunk, Generation, Release
 from inference.saving import Entry, Unsaved, save
-from inference.tokenlog import DatabaseLog, Fenced, pack
+from inference.tokenlog import DatabaseLog, Fenced, Tail, pack
 from tests.inference.test_runner import ask, until, working
 from tests.valkey import Valkey
 
@@ -121,6 +121,22 @@ def test_what_belongs_to_an_epoch_that_is_over_is_not_saved(alice: User, release
     Generation.objects.filter(pk=run.pk).update(epoch=1)
     assert save([Unsaved(run.pk, 1, 0, (Entry(1, 0, "a", b""),), None)]) == {run.pk}
     assert rows(run) == []
+
+
+def test_what_redis_has_not_heard_of_is_not_saved_before_it(alice: User, release: Release):
+    """Else a kill in between would leave more in the database than anybody was shown."""
+    run = claimed(alice, release)
+    run.log.begin(run)
+    run.log.append(run.fence, 1, "a", [1], prompt=(3, "hash"))
+    live(run)._add(live(run)._written_by(run.fence), 2, "b", [2], None)  # and no APPEND yet
+    rest = live(run).unsaved()
+    assert rest
+    assert [entry.text for entry in rest.entries] == ["a"]
+    save([rest])
+    assert run.boot_id
+    Generation.objects.void_leases(run.boot_id)
+    [again] = Generation.objects.claim(release, uuid4(), 1)
+    assert again.log.adopt(again.fence) == Tail(0, 1, "a", (1,))
 
 
 @pytest.mark.parametrize("way", ["in one statement", "step by step"])
