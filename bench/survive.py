@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 from tqdm import tqdm
@@ -30,7 +30,7 @@ from bench.forks import Forks
 from bench.reader import Reader
 from bench.record import record
 from bench.scale import quantile
-from bench.site import Person
+from bench.site import Person, found_generation
 
 KILLS = int(os.environ.get("KILLS") or 1000)
 ZOMBIES = int(os.environ.get("ZOMBIES") or 1000)
@@ -267,10 +267,13 @@ async def refresh(cluster: Cluster) -> dict[str, Any]:
     person = await Person(cluster).arrive()
     took = []
     for _ in tqdm(range(TIMES), unit="refresh"):
-        reader = Reader(person, await person.ask("count 300 pace=300"))
+        fields = {"text": "count 300 pace=300", "client_id": str(uuid4())}
+        sent = await person.post("/chats/", **fields)
+        reader = Reader(person, found_generation(sent))
         await reader.read(until=500)
         started = time.perf_counter()
-        await person.http.get("/")
+        page = await person.http.get(f"/chats/{sent['chat']}/")
+        assert reader.generation in page.text
         again = Reader(person, reader.generation)
         await again.read(until=500)
         took.append(time.perf_counter() - started)

@@ -8,7 +8,7 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from django.conf import settings
@@ -20,11 +20,12 @@ from chats.sessions import NOTHING, Standing, person_of, standings
 
 logger = logging.getLogger(__name__)
 SESSION_CHECK_SECONDS = 4.0
-HEARTBEAT_SECONDS = 15.0
-AWAY_SECONDS = 3.0  # without a word from the database, until the pages are told
+HEARTBEAT_SECONDS = 9.0  # a page that hears nothing for twice as long reconnects
+AWAY_SECONDS = 5.0  # without a word from the database, until the pages are told
 LOOKS = 16  # in that time: a part of the sockets each, so that they do not all come at once
 BATCH = 500  # sessions in one query
 IN_ONE_TURN = 32  # of the event loop
+T = TypeVar("T")
 
 
 class Kept(Protocol):
@@ -74,23 +75,19 @@ class Keeper:
             for task in self._tasks:
                 task.cancel()
             self._tasks = []
+            self._is_away = False
 
     async def _beat(self) -> None:
         now = time.monotonic()
         due = [one for one in self._sockets if one.beaten_at + HEARTBEAT_SECONDS <= now]
-        for socket in due:
+        for number, socket in enumerate(due, 1):
             socket.beaten_at = now
-        await self._give_sign_to(due)
+            await socket.outbox.put_if_empty(self.sign_of_life())
+            await _let_others(number)
 
     def sign_of_life(self) -> dict[str, object]:
         """Of the server, and word of a database that is away: what stands still goes on later."""
         return {"type": "pong", "away": True} if self._is_away else {"type": "pong"}
-
-    async def _give_sign_to(self, sockets: Collection[Kept]) -> None:
-        for number, socket in enumerate(sockets, 1):
-            await socket.outbox.put_if_empty(self.sign_of_life())
-            if number % IN_ONE_TURN == 0:
-                await asyncio.sleep(0)  # else a thousand that came together hold all up together
 
     async def _check(self) -> None:
         now = time.monotonic()
@@ -98,17 +95,32 @@ class Keeper:
         due = [one for one in open_ones if one.checked_at + SESSION_CHECK_SECONDS <= now]
         for some in _batches(due):
             people = {one.session_key: one.user.pk for one in some}
-            found = await self._ask(people)
+            found = await self._ask(standings, people)
             changed: dict[str, list[Kept]] = defaultdict(list)
             for socket in some:
                 socket.checked_at = now
                 if found.get(socket.session_key) != socket.standing:
                     changed[socket.session_key].append(socket)
             for key, sockets in changed.items():
-                await _look_closer(key, sockets, key in found)
+                await self._look_closer(key, sockets, key in found)
 
-    async def _ask(self, people: dict[str, int]) -> dict[str, Standing]:
-        asking = asyncio.create_task(tail.patiently(standings, people))
+    async def _look_closer(self, key: str, sockets: list[Kept], is_there: bool) -> None:
+        """What a session rests upon has changed: that is no reason to go by itself.
+
+        Once for all its sockets: with thousands of one person, others must not have to wait.
+        """
+        person, standing = await self._ask(person_of, key) if is_there else (None, NOTHING)
+        for socket in sockets:
+            if person is not None and person == socket.user:
+                socket.standing = standing
+                continue
+            # Closing waits for the other side, and the others must not.
+            task = asyncio.create_task(socket.leave())
+            _leaving.add(task)
+            task.add_done_callback(_leaving.discard)
+
+    async def _ask(self, look: Callable[..., T], *args: Any) -> T:
+        asking = asyncio.create_task(tail.patiently(look, *args))
         try:
             while not (await asyncio.wait((asking,), timeout=AWAY_SECONDS))[0]:
                 await self._tell(is_away=True)
@@ -118,26 +130,18 @@ class Keeper:
             asking.cancel()
 
     async def _tell(self, *, is_away: bool) -> None:
-        """All pages at once; one that has frames on their way hears it with a later sign."""
-        if is_away != self._is_away:
-            self._is_away = is_away
-            await self._give_sign_to(list(self._sockets))
+        if is_away == self._is_away:
+            return
+        self._is_away = is_away
+        for number, socket in enumerate(list(self._sockets), 1):
+            await socket.outbox.put_if_room(self.sign_of_life())
+            await _let_others(number)
 
 
-async def _look_closer(key: str, sockets: list[Kept], is_there: bool) -> None:
-    """What a session rests upon has changed: that is no reason to go by itself.
-
-    Once for all its sockets: with thousands of one person, others must not have to wait.
-    """
-    person, standing = await tail.patiently(person_of, key) if is_there else (None, NOTHING)
-    for socket in sockets:
-        if person is not None and person == socket.user:
-            socket.standing = standing
-            continue
-        # Closing waits for the other side, and the others must not.
-        task = asyncio.create_task(socket.leave())
-        _leaving.add(task)
-        task.add_done_callback(_leaving.discard)
+async def _let_others(number: int) -> None:
+    """A thousand sockets that came together would hold all up together."""
+    if number % IN_ONE_TURN == 0:
+        await asyncio.sleep(0)
 
 
 async def _again(work: Callable[[], Awaitable[None]], seconds: Callable[[], float]) -> None:

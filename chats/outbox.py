@@ -43,6 +43,13 @@ class Outbox:
         if is_empty:
             await self.put(frame)
 
+    async def put_if_room(self, frame: dict[str, Any]) -> None:
+        """The same for what is new: only a reader that takes nothing does not hear it."""
+        async with self._change:
+            is_full = not self._has_room(0)
+        if not is_full:
+            await self.put(frame)
+
     def _has_room(self, size: int) -> bool:
         fits = self._bytes + size <= MAX_BYTES and len(self._frames) < MAX_EVENTS
         return fits or not self._frames

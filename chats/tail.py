@@ -86,7 +86,7 @@ async def _look_and_listen(bell: doorbell.Bell, pk: UUID, epoch: int, after: int
     """
     is_new = after == 0 and Generation(pk=pk).log.is_live
     looking = asyncio.create_task(_look_after(MOMENT_SECONDS if is_new else 0, pk, epoch, after))
-    rung = False
+    rung, ringing = False, None
     try:
         while not looking.done():
             ringing = asyncio.create_task(bell.wait(POLL_SECONDS))
@@ -101,6 +101,8 @@ async def _look_and_listen(bell: doorbell.Bell, pk: UUID, epoch: int, after: int
         return await looking
     finally:
         looking.cancel()
+        if ringing:
+            ringing.cancel()
 
 
 async def _look_after(seconds: float, pk: UUID, epoch: int, after: int) -> Look:

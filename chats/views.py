@@ -3,6 +3,7 @@
 from typing import Any
 from uuid import UUID, uuid4
 
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
@@ -11,6 +12,7 @@ from django.views.decorators.http import require_GET, require_safe
 
 from chats import sidebar, transcript
 from chats.models import Chat, Message
+from inference import router
 from inference.models import Release
 
 
@@ -78,9 +80,12 @@ def find_answer(request: HttpRequest, message_id: UUID, *related: str) -> Messag
 
 
 def _page(request: HttpRequest, template: str, context: Any, status: int) -> HttpResponse:
-    release = Release.objects.serving(request.user)
+    arms = Release.objects.arms(settings.MODEL)
+    release = router.choose(arms, request.user)
     shared = {
         "release": release,
+        # Of all arms: a guest who is none yet may get any of them.
+        "stays_here": all(arm.engine != "upstream" for arm in arms),
         "model": release.model if release else None,
         "client_id": uuid4(),
         "composer_text": "",

@@ -12,7 +12,7 @@ from django.db import Error as DatabaseError
 from django.db import connection
 
 from inference.management.commands.worker import EXIT_UNUSABLE
-from inference.models import Generation, Release, Worker
+from inference.models import Release, Worker
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +124,7 @@ def bury(boot_id: UUID) -> bool:
     try:
         worker = Worker.objects.filter(boot_id=boot_id).exclude(state=Worker.State.LOADING)
         was_ready = worker.exists()
-        Worker.objects.filter(boot_id=boot_id).update(state=Worker.State.GONE)
-        Generation.objects.void_leases(boot_id)
+        Worker.objects.bury(boot_id)
     except DatabaseError:
         log.exception("The dead worker's answers could not be freed at once.")
         return False

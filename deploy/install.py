@@ -152,7 +152,7 @@ def install_llama() -> None:
         return
     check_machine()
     cache = CACHE / f"pip-{build[:12]}"
-    if not cache.exists():
+    if not any(cache.rglob("*.whl")):
         print(
             "llama-cpp-python, which runs the model, is compiled for this machine: "
             "about five minutes, once.",

@@ -5,7 +5,7 @@ All of it is read from the database, so that any one replica speaks for the whol
 
 from collections.abc import Iterator
 
-from django.db.models import Count, Sum
+from django.db.models import Count, Max, Sum
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -37,7 +37,7 @@ class Demand(Collector):
                 runs.add_metric([model, state], count)
             slots.add_metric([model], room.get(model, 0))
             demand.add_metric([model], sum(counts.values()) / max(1, room.get(model, 0)))
-        yield from (runs, slots, demand)
+        yield from (runs, slots, demand, _load_seconds())
 
 
 def _active() -> dict[tuple[str, str], int]:
@@ -49,6 +49,19 @@ def _active() -> dict[tuple[str, str], int]:
 def _slots() -> dict[str, int]:
     ready = Worker.objects.living().filter(state=Worker.State.READY)
     return dict(ready.values_list("release__model__slug").annotate(Sum("slots")).order_by())
+
+
+def _load_seconds() -> GaugeMetricFamily:
+    found = GaugeMetricFamily(
+        "chatsite_model_load_seconds",
+        "What the slowest of the living workers took to load the model",
+        labels=["model"],
+    )
+    loaded = Worker.objects.living().filter(load_seconds__isnull=False)
+    slowest = loaded.values_list("release__model__slug").annotate(Max("load_seconds")).order_by()
+    for model, seconds in slowest:
+        found.add_metric([model], seconds)
+    return found
 
 
 registry = CollectorRegistry(auto_describe=False)

@@ -1,9 +1,11 @@
 """The workers that run releases, and durable generations; releases have a module of their own."""
 
+import os
 import platform
 from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any, ClassVar, Self
+from uuid import UUID
 
 from django.conf import settings
 from django.db import models
@@ -47,6 +49,20 @@ class WorkerQuerySet(models.QuerySet["Worker"]):
     def forget_old(self) -> None:
         """Rows of processes that ended days ago: every start adds one."""
         self.filter(state=Worker.State.GONE, seen_at__lt=Now() - KEPT_WORKERS).delete()
+
+    def bury(self, boot_id: UUID) -> None:
+        """It is known to be dead: others go on with its answers at once."""
+        self.filter(boot_id=boot_id).update(state=Worker.State.GONE)
+        Generation.objects.void_leases(boot_id)
+
+    def bury_predecessors(self) -> None:
+        """Whoever had this process's number on this node is dead, since this one has it now.
+
+        In a container each start has the same: nobody waits for leases after a crash there.
+        """
+        here = self.filter(node=Worker.this_node(), pid=os.getpid())
+        for worker in here.exclude(state=Worker.State.GONE):
+            self.bury(worker.boot_id)
 
     def living(self) -> "WorkerQuerySet":
         """Not known to be gone, and heard of lately."""

@@ -151,6 +151,7 @@ class WorkerProcess:
 
     def _register(self) -> None:
         Worker.objects.forget_old()
+        Worker.objects.bury_predecessors()
         Worker.objects.create(
             boot_id=self._boot_id, node=Worker.this_node(), pid=os.getpid(), release=self._release
         )

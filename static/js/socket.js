@@ -1,7 +1,7 @@
 // One WebSocket for the page: it reconnects by itself and watches again from where each reader is.
 
 export const PROTOCOL = 1; // chats/frames.py has the server's
-const CALM = 45_000;
+const CALM = 19_000; // two heartbeats and a second
 const readers = new Map(); // generation id → () => ({epoch, seq})
 const listeners = new Map(); // frame type → functions
 let watchedChat = null; // () => ({chat, version})
@@ -73,7 +73,7 @@ function received(event) {
   emit(frame.type, frame);
 }
 
-// Nothing for 45 s, not even a heartbeat: the line is dead even if nobody said so.
+// Nothing for so long, not even a heartbeat: the line is dead even if nobody said so.
 function guard() {
   clearTimeout(watchdog);
   watchdog = setTimeout(() => {

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, WebSocketRoute, expect
 
 from bench.site import Site
 from tests.browser import steps
@@ -125,3 +125,34 @@ def test_a_message_longer_than_the_models_memory_says_how_much_of_it_was_left_ou
     steps.start_chat(visitor, "echo pace=2000 " + "xyz." * 1500)
     steps.wait_for_end(visitor)
     expect(steps.answer(visitor)).to_contain_text(re.compile(r"The last \d+ characters"))
+
+
+def test_a_line_on_which_nothing_comes_for_twenty_seconds_is_made_anew(visitor: Page):
+    opened: list[object] = []
+    visitor.on("websocket", lambda socket: opened.append(socket))
+    visitor.clock.install()
+    steps.start_chat(visitor, "count 3")
+    steps.wait_for_end(visitor)
+    visitor.clock.fast_forward(15_000)
+    visitor.wait_for_timeout(500)
+    assert len(opened) == 1
+    with visitor.expect_event("websocket"):
+        visitor.clock.fast_forward(20_000)
+
+
+def test_a_page_says_that_it_waits_for_the_database_until_that_is_back(visitor: Page):
+    """Only the socket is a stand-in: what it says is tested where it is said."""
+    lines: list[WebSocketRoute] = []
+
+    def relay(line: WebSocketRoute) -> None:
+        line.connect_to_server()
+        lines.append(line)
+
+    visitor.route_web_socket(re.compile("/ws/"), relay)
+    steps.start_chat(visitor, "count 3")
+    steps.wait_for_end(visitor)
+    network = visitor.get_by_role("status").filter(has_text="Waiting for the database…")
+    lines[-1].send('{"type": "pong", "away": true}')
+    expect(network).to_be_visible()
+    lines[-1].send('{"type": "pong"}')
+    expect(network).to_have_count(0)

@@ -11,6 +11,7 @@ from django.contrib.sessions.models import Session
 
 from accounts.models import User
 from chats import keeper
+from chats.outbox import Outbox
 from chats.sessions import standings
 from tests.chats.test_socket import (
     _close_connection,  # noqa: F401 - for these tests too
@@ -105,6 +106,27 @@ async def test_pages_are_told_that_the_database_is_away_and_that_it_is_back(alic
         assert await next_of(socket, "pong") == {"type": "pong", "away": True}
         is_back.set()
         assert await next_of(socket, "pong") == {"type": "pong"}
+
+
+async def test_who_has_frames_on_their_way_is_told_too_that_the_database_is_away():
+    sent: list[str] = []
+
+    class Socket:
+        beaten_at = 0.0
+
+    async def send(text):
+        sent.append(text)
+
+    kept, socket = keeper.Keeper(), Socket()
+    socket.outbox = Outbox(send)  # type: ignore[attr-defined]
+    kept._sockets.add(socket)  # type: ignore[arg-type]
+    await socket.outbox.put({"type": "delta"})  # type: ignore[attr-defined]
+    await kept._tell(is_away=True)
+    await kept._tell(is_away=False)
+    writing = asyncio.create_task(socket.outbox.run())  # type: ignore[attr-defined]
+    await asyncio.wait_for(socket.outbox.empty(), 5)  # type: ignore[attr-defined]
+    writing.cancel()
+    assert sent == ['{"type":"delta"}', '{"type":"pong","away":true}', '{"type":"pong"}']
 
 
 async def test_signs_of_life_for_thousands_hold_nobody_up():

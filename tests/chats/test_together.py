@@ -110,6 +110,33 @@ async def test_text_that_comes_without_a_ring_is_looked_for_four_times_a_second(
     assert len(looks) >= 6  # generous: twelve in three seconds; one a second would be three
 
 
+async def test_what_comes_while_a_reader_looks_is_read_at_once_and_not_at_the_next_poll(
+    alice: User, release: Release, pen: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    answer = await in_database(Chat.start, alice, "Hi", uuid4())
+    writer = await in_database(pen, answer)
+    real, looked, go_on = tail._look, threading.Event(), threading.Event()
+
+    def look(*where: Any) -> tail.Look:
+        found = real(*where)
+        looked.set()
+        go_on.wait(20)
+        return found
+
+    monkeypatch.setattr(tail, "POLL_SECONDS", 60)
+    monkeypatch.setattr(tail, "_look", look)
+    assert answer.generation_id
+    frames = tail.follow_generation(answer.generation_id, 0, 0)
+    first = asyncio.ensure_future(anext(frames))
+    await asyncio.to_thread(looked.wait, 20)
+    await in_database(writer.write, "Hel")
+    await asyncio.sleep(0.1)  # the ring has come, and the look is at work still
+    go_on.set()
+    async with asyncio.timeout(10):
+        assert (await first)["status"] == "running"
+        assert (await anext(frames))["text"] == "Hel"
+
+
 async def test_first_words_wait_for_no_database_that_is_slow(
     alice: User, release: Release, pen: Callable[..., Any], valkey: Valkey,
     monkeypatch: pytest.MonkeyPatch,

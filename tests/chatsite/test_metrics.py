@@ -33,13 +33,15 @@ def test_demand_is_queued_and_running_over_slots(client: Client, alice: User, re
     Generation.objects.claim(release, uuid4(), 2)
     for state in ("ready", "gone"):
         Worker.objects.create(
-            boot_id=uuid4(), node="here", pid=1, release=release, state=state, slots=4
-        )
+            boot_id=uuid4(), node="here", pid=1, release=release, state=state, slots=4,
+            load_seconds=2.5,
+        )  # fmt: skip
     figures = told(client)
     assert figures[f'chatsite_runs{{model="{slug}",state="queued"}}'] == 3
     assert figures[f'chatsite_runs{{model="{slug}",state="running"}}'] == 2
     assert figures[f'chatsite_slots{{model="{slug}"}}'] == 4
     assert figures[f'chatsite_demand{{model="{slug}"}}'] == 1.25
+    assert figures[f'chatsite_model_load_seconds{{model="{slug}"}}'] == 2.5
 
 
 def test_without_a_worker_everything_that_waits_is_demand(

@@ -1,6 +1,8 @@
 """Who gets a run, for how long, and what happens when they do not come back."""
 
 import json
+import os
+import time
 from datetime import timedelta
 from threading import Barrier, Thread
 from typing import Any
@@ -12,7 +14,7 @@ from django.db.models.functions import Now
 
 from accounts.models import Tier, User
 from inference.engines.base import Sampling
-from inference.models import Generation, Release
+from inference.models import Generation, Release, Worker
 from inference.queue import LEASE, SUSPECT_WAITS
 from inference.tokenlog import DatabaseLog
 
@@ -259,6 +261,18 @@ def test_a_frozen_schema_keeps_the_order_of_its_properties(alice: User, release:
     assert list(json.loads(frozen)["properties"]) == ["long", "b", "a"]
 
 
+def _wait_for_a_lock() -> None:
+    """Until somebody waits for one."""
+    deadline = time.monotonic() + 20
+    with connection.cursor() as cursor:
+        while time.monotonic() < deadline:
+            cursor.execute("SELECT COUNT(*) FROM pg_locks WHERE NOT granted")
+            if cursor.fetchone()[0]:
+                return
+            time.sleep(0.02)
+    raise AssertionError("nobody waits for a lock")
+
+
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite locks the whole database")
 @pytest.mark.django_db(transaction=True)
 def test_a_dead_workers_runs_are_freed_in_the_order_in_which_its_last_save_locks_them(
@@ -281,8 +295,26 @@ def test_a_dead_workers_runs_are_freed_in_the_order_in_which_its_last_save_locks
         assert one.select_for_update()
         freeing = Thread(target=free)
         freeing.start()
-        freeing.join(0.5)
+        _wait_for_a_lock()
         rest = Generation.objects.filter(pk__in=[run.pk for run in others])
         assert len(rest.select_for_update(nowait=True)) == 2  # it waits with nothing in its hands
     freeing.join()
     assert freed == [3]
+
+
+@pytest.mark.django_db
+def test_a_process_with_the_number_of_a_dead_one_frees_what_that_one_held(
+    alice: User, release: Release
+):
+    """As in a container, in which every start has the number 1."""
+    enqueue(alice, release)
+    dead, elsewhere = uuid4(), uuid4()
+    for boot_id, node in ((dead, Worker.this_node()), (elsewhere, "another host")):
+        Worker.objects.create(boot_id=boot_id, node=node, pid=os.getpid(), release=release)
+    [run] = claim(release, boot_id=dead)
+    assert claim(release) == []
+    Worker.objects.bury_predecessors()
+    [again] = claim(release)
+    assert (again.pk, again.fence) == (run.pk, run.fence + 1)
+    states = Worker.objects.order_by("state").values_list("state", "boot_id")
+    assert list(states) == [("gone", dead), ("loading", elsewhere)]

@@ -129,3 +129,17 @@ def test_an_alias_and_a_model_cannot_have_one_name(alias, release):
         Alias(slug=release.model.slug, title="x").full_clean()
     with pytest.raises(ValidationError, match="An alias has this name"):
         Model(slug="default", title="x").full_clean()
+
+
+@pytest.mark.django_db
+def test_nobody_is_promised_to_stay_here_when_any_arm_may_answer_elsewhere(
+    client, release, settings
+):
+    made = Alias.objects.create(slug="shared", title="Shared")
+    made.arms.create(model=release.model, weight=9)
+    settings.MODEL = "shared"
+    assert "stay on this server" in client.get("/").content.decode()
+    there = Model.objects.create(slug="there", title="There")
+    far = Release.objects.create(model=there, version=1, engine="upstream", context_tokens=512)
+    made.arms.create(release=far, weight=1)
+    assert "stay on this server" not in client.get("/").content.decode()

@@ -90,7 +90,8 @@ def chosen(ids: list[UUID], last: int | None, user: str | None) -> Iterable[Gene
 def _of(name: str | None, runs: QuerySet[Generation]) -> QuerySet[Generation]:
     if name is None:
         return runs
-    person = User.objects.filter(username=name).first()
-    if person is None:
-        raise CommandError(f"There is no user {name!r}.")
+    try:
+        person = User.objects.get_by_natural_key(name)
+    except User.DoesNotExist:
+        raise CommandError(f"There is no user {name!r}.") from None
     return runs.filter(user=person)
