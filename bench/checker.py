@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from django.db.models import Count
+from django.db.models import Count, F, Max, QuerySet, Window
 
 if TYPE_CHECKING:
-    from inference.models import Generation
+    from inference.models import Chunk, Generation
 
 
 def check_run(run: "Generation") -> None:
@@ -36,6 +36,14 @@ def check_run(run: "Generation") -> None:
     assert run.log_seq == len(chunks), "the head is not at the log's end"
 
 
+def _overtaken() -> "QuerySet[Chunk]":
+    """Events by a worker that come after one by a later worker."""
+    from inference.models import Chunk
+
+    before = Window(Max("fence"), partition_by=["generation", "epoch"], order_by="seq")
+    return Chunk.objects.annotate(highest=before).filter(fence__lt=F("highest"))
+
+
 def complaints() -> Iterator[str]:
     """Everything that is wrong in this database, in words."""
     from chats.models import Message
@@ -48,6 +56,8 @@ def complaints() -> Iterator[str]:
             check_run(run)
         except AssertionError as error:
             yield f"{run.pk} ({run.status}, {run.attempts} attempts): {error}"
+    for chunk in _overtaken():
+        yield f"{chunk.generation_id}: event {chunk.seq} is by a worker that had been replaced"
     answered = Message.objects.filter(role="assistant", generation__isnull=False)
     for message in answered.select_related("generation"):
         if message.generation and message.text != message.generation.text:

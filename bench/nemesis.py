@@ -9,6 +9,7 @@ the seed, and the command fails. The simulated model answers; everything else is
 import argparse
 import asyncio
 import contextlib
+import math
 import os
 import random
 import subprocess
@@ -22,6 +23,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+import psycopg
 from tqdm import tqdm
 from websockets.exceptions import WebSocketException
 
@@ -35,6 +37,7 @@ PEOPLE = 12
 CALM_SECONDS = (0.5, 6.0)  # between two faults
 PASSING = (502, 503, 504)
 PATIENCE_SECONDS = 90.0
+AFTERMATH_SECONDS = 30.0  # of a fault of Redis: a worker that dies now may be the one it forgot
 
 
 @dataclass
@@ -47,6 +50,9 @@ class History:
     pauses: list[float] = field(default_factory=list)
     refused: int = 0  # tries that were told to come back
     resets: int = 0
+    resets_while_well: int = 0  # with no fault of Redis in the last half minute
+    redis_well_at: float = 0.0  # from then on
+    shown: dict[str, str] = field(default_factory=dict)  # what was read of each answer
 
 
 class Client:
@@ -99,6 +105,9 @@ class Client:
         self.history.answers[reader.status] += 1
         self.history.pauses.append(reader.longest_pause)
         self.history.resets += reader.resets
+        self.history.shown[reader.generation] = reader.text
+        if reader.resets and reader.reset_at > self.history.redis_well_at:
+            self.history.resets_while_well += 1
         if reader.status == "stopped" and is_stopped:
             assert expected.startswith(reader.text), f"stopped with {reader.text[-80:]!r}"
         else:
@@ -121,8 +130,12 @@ async def harm(
         await asyncio.sleep(chance.uniform(*CALM_SECONDS))
         name = chance.choice(names)
         print(f"{time.strftime('%X')} {name}", file=sys.stderr)
+        if "Redis" in name:
+            history.redis_well_at = math.inf
         if await asyncio.to_thread(FAULTS[name], cluster, chance) is not False:
             history.faults[name] += 1  # something was there to be broken
+        if "Redis" in name:
+            history.redis_well_at = time.monotonic() + AFTERMATH_SECONDS
 
 
 async def ordeal(cluster: Cluster, seconds: float, seed: int, names: list[str]) -> History:
@@ -136,8 +149,6 @@ async def ordeal(cluster: Cluster, seconds: float, seed: int, names: list[str]) 
     progress = asyncio.create_task(_show(seconds, history))
     await asyncio.gather(nemesis, *(client.go_on(until) for client in clients))
     progress.cancel()
-    if history.resets and not any("Redis" in name for name in history.faults):
-        history.wrong.append(f"{history.resets} answers were taken back although Redis was well")
     return history
 
 
@@ -160,13 +171,26 @@ def wrong_in_the_database(cluster: Cluster, seconds: int = 60) -> list[str]:
     return failed + done.stdout.splitlines()
 
 
+def shown_otherwise(cluster: Cluster, shown: dict[str, str]) -> list[str]:
+    """Answers of which somebody read another text than the database has."""
+    sql = "SELECT id::text, text FROM inference_generation WHERE id = ANY(%s::uuid[])"
+    with psycopg.connect(cluster.database_url) as own:
+        kept: dict[str, str] = dict(own.execute(sql, [list(shown)]).fetchall())
+    return [
+        f"{pk} was shown as {text[-60:]!r} and is kept as {kept.get(pk, '')[-60:]!r}"
+        for pk, text in shown.items()
+        if kept.get(pk) != text
+    ]
+
+
 def summary(history: History) -> dict[str, Any]:
     pauses = sorted(history.pauses)
     return {
         "answers": {status: {"times": count} for status, count in history.answers.items()},
         "faults": {name: {"times": count} for name, count in history.faults.most_common()},
         "tries that were told to come back": history.refused,
-        "answers taken back to what was saved (Redis and worker lost together)": history.resets,
+        "answers taken back to what was saved": history.resets,
+        "of these, without a fault of Redis": history.resets_while_well,
         "longest pause of an answer, median s": round(median(pauses), 2),
         "longest pause of an answer, p95 s": round(quantiles(pauses, n=20)[-1], 2),
         "longest pause of all, s": round(pauses[-1], 2),
@@ -180,6 +204,7 @@ def run(seconds: float, seed: int, names: list[str]) -> dict[str, Any]:
     with running_cluster(LOG_RETENTION_SECONDS="86400") as cluster:
         history = asyncio.run(ordeal(cluster, seconds, seed, names))
         history.wrong += wrong_in_the_database(cluster)
+        history.wrong += shown_otherwise(cluster, history.shown)
     return summary(history)
 
 

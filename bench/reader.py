@@ -5,6 +5,7 @@ import contextlib
 import time
 from typing import Any
 
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import WebSocketException
 
 from bench.site import Person, watch
@@ -17,17 +18,24 @@ class Reader:
         self.person, self.generation = person, generation
         self.text, self.epoch, self.seq, self.status = "", 0, 0, ""
         self.resets = 0
+        self.reset_at = 0.0  # when text was taken back the last time
         self.longest_pause = 0.0  # seconds between two pieces of text
         self.has_left = False
         self._moved_at = 0.0
+        self.line: ClientConnection | None = None
+
+    def break_line(self) -> None:
+        """Without a word to the other side, as when a cable is pulled."""
+        assert self.line
+        self.line.transport.abort()
 
     async def read(self, until: int = 10**9, url: str = "") -> None:
         """On one socket, until there are so many characters or the answer ends."""
         if self.has_left:
             self._moved_at = 0.0  # its own absence is no pause of the answer's
         self.has_left = False
-        async with self.person.socket(url) as socket:
-            async for frame in watch(socket, self.generation, self.epoch, self.seq):
+        async with self.person.socket(url) as self.line:
+            async for frame in watch(self.line, self.generation, self.epoch, self.seq):
                 self.take(frame)
                 if len(self.text) >= until:
                     self.has_left = True
@@ -48,7 +56,8 @@ class Reader:
             self._add(frame)
         elif frame["type"] == "reset":
             assert frame["epoch"] > self.epoch, "back in an epoch that is over"
-            self.resets += bool(self.text)
+            if self.text:
+                self.resets, self.reset_at = self.resets + 1, time.monotonic()
             self.epoch, self.seq, self.text = frame["epoch"], 0, self.text[: frame["to"]]
         elif frame["type"] == "end":
             here = (self.epoch, self.seq + 1)

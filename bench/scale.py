@@ -198,12 +198,15 @@ def leave_all() -> None:
 RETURNING, BACK_SECONDS = 2_000, 15.0
 
 
-async def storm(cluster: Cluster, returning: int = RETURNING) -> dict[str, Any]:
+async def storm(
+    cluster: Cluster, returning: int = RETURNING, also: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Their lines break together; as pages do, each comes back after a moment of its own."""
     person = await Person(cluster).arrive()
     gate = asyncio.Semaphore(AT_ONCE)
     await asyncio.gather(*(_open(person, cluster.url, gate) for _ in range(returning)))
     leave_all()
+    also()
     all_at_once = asyncio.Semaphore(returning)
     started = time.perf_counter()
 

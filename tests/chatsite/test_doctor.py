@@ -3,11 +3,13 @@
 import io
 import socket
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.core.management import call_command
 
 from chatsite.management.commands import doctor
+from inference.models import Worker
 
 pytestmark = pytest.mark.django_db
 
@@ -68,6 +70,14 @@ def test_a_port_that_cannot_be_had_is_told_but_fails_nothing(healthy, settings):
     assert code == 0
     assert f"- Port {settings.PORT}" in report
     assert "Choose another port" in report
+
+
+def test_the_workers_that_were_heard_of_lately_are_counted(healthy, release):
+    """Those of other machines too; that none runs fails nothing."""
+    assert "- Workers: none is running" in consult()[0]
+    for state in ("ready", "ready", "gone"):
+        Worker.objects.create(boot_id=uuid4(), node="n", pid=1, release=release, state=state)
+    assert "✓ Workers: 2 ready\n" in consult()[0]
 
 
 def test_waiting_migrations_fail(healthy, monkeypatch):

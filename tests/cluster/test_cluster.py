@@ -15,6 +15,7 @@ from redis import Redis
 from bench.cluster import Cluster
 from bench.faults import postgres_stopped
 from bench.reader import Reader
+from bench.scale import allow_many_files, quantile
 from bench.site import Person, watch
 from tests.chatsite.test_serve import COUNT, COUNTED, is_running
 from tests.cluster.conftest import begin, needs_nginx
@@ -47,12 +48,24 @@ async def test_row_1_a_killed_worker_loses_nothing_and_the_same_socket_goes_on(c
     assert reader.longest_pause < 15  # generous: both workers are started anew
 
 
-async def test_row_10_a_killed_realtime_process_is_replaced_by_the_other(cluster: Cluster):
-    reader = await begin(cluster)
+async def test_row_10_everybody_at_a_killed_realtime_process_goes_on_at_the_other(
+    cluster: Cluster,
+):
+    """Many pages with one answer: half of them were there."""
+    allow_many_files()
+    first = await begin(cluster, "count 400 pace=40")
+    readers = [Reader(first.person, first.generation) for _ in range(500 if ALL else 60)]
+    reading = asyncio.gather(*(reader.finish() for reader in readers))
+    while not all(reader.text for reader in readers):
+        await asyncio.sleep(0.1)
     for pid in cluster.pids_of("realtime")[:1]:
         cluster.kill(pid)
-    await reader.finish()
-    assert (reader.text, reader.status) == (COUNTED, "done")
+    await reading
+    text = " ".join(map(str, range(1, 401)))
+    assert {(reader.text, reader.status, reader.resets) for reader in readers} == {
+        (text, "done", 0)
+    }
+    assert quantile([reader.longest_pause for reader in readers], 0.95) <= 6
     cluster.wait_until_up("realtime", 2)
 
 

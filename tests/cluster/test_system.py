@@ -18,7 +18,6 @@ from bench.cluster import Cluster
 from bench.proxy import Proxy
 from bench.reader import Reader
 from bench.site import Person, descendants
-from tests.chatsite.test_serve import COUNTED
 from tests.cluster.conftest import begin, needs_nginx
 from tests.faults.workers import ALL
 
@@ -129,13 +128,25 @@ async def test_row_35_readers_whose_lines_break_together_are_all_back_in_a_few_s
     cluster: Cluster,
 ):
     scale.allow_many_files()
-    reader = await begin(cluster)
-    reading = asyncio.create_task(reader.finish())
-    found = await scale.storm(cluster, 2000 if ALL else 300)
-    await reading
+    first = await begin(cluster, "count 600 pace=25" if ALL else "count 300 pace=25")
+    readers = [Reader(first.person, first.generation) for _ in range(20)]
+    reading = asyncio.gather(*(reader.finish() for reader in readers))
+
+    def break_theirs_too() -> None:
+        assert {reader.status for reader in readers} == {""}, "the answer ended before the storm"
+        for reader in readers:
+            reader.break_line()
+
+    try:
+        found = await scale.storm(cluster, 2000 if ALL else 300, break_theirs_too)
+        await reading
+    finally:
+        scale.leave_all()
     assert found["all back, s"] <= scale.BACK_SECONDS
-    assert (reader.text, reader.status) == (COUNTED, "done")
-    scale.leave_all()
+    assert len({reader.text for reader in readers}) == 1
+    assert {(reader.text.split()[-1], reader.status) for reader in readers} == {
+        ("600" if ALL else "300", "done")
+    }
 
 
 def taken(cluster: Cluster) -> int:

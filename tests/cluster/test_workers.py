@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -17,13 +20,20 @@ from bench.cluster import Cluster, answers
 from bench.faults import stopped
 from bench.proxy import Proxy
 from bench.reader import Reader
-from bench.site import ROOT, Person, free_port
+from bench.site import ROOT, Person, found_generation, free_port
 from tests.chatsite.test_serve import COUNT, COUNTED
 from tests.cluster.conftest import needs_nginx
 
 pytestmark = needs_nginx
 Process = subprocess.Popen[bytes]
 FAKETIME = next(map(str, Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), "")
+
+
+@dataclass
+class Elsewhere:
+    """A process that is asked past nginx."""
+
+    url: str
 
 
 @contextlib.contextmanager
@@ -93,6 +103,30 @@ async def test_row_28_a_worker_in_another_time_takes_nothing_from_the_others(
     assert {(reader.text, reader.status) for reader in readers} == {(COUNTED, "done")}
     assert own.text == "1 2 3"
     assert set(_column(cluster, "attempts", readers)) == {1}
+
+
+@pytest.mark.skipif(not FAKETIME, reason="needs faketime (Debian: apt-get install faketime)")
+@pytest.mark.parametrize("skew", ["+5m", "-5m"])
+async def test_row_28_a_web_process_in_another_time_knows_the_same_people_and_keeps_their_order(
+    cluster: Cluster, skew: str
+):
+    person = await Person(cluster).arrive()
+    sent = await person.post("/chats/", text="count 1", client_id=str(uuid4()))
+    messages = f"/chats/{sent['chat']}/messages/"
+    await Reader(person, found_generation(sent)).finish()
+    clock = {"LD_PRELOAD": FAKETIME, "FAKETIME": skew, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    with another_realtime(cluster, **clock) as url:
+        there = Person(Elsewhere(url))
+        there.http.cookies, there.token = person.http.cookies, person.token
+        for number, asker in ((2, there), (3, person), (4, there)):
+            fields = {"text": f"count {number}", "client_id": str(uuid4())}
+            sent = await asker.post(messages, **fields)
+            reader = Reader(asker, found_generation(sent))
+            await reader.finish()
+            assert reader.text == " ".join(map(str, range(1, number + 1)))
+    page = (await person.http.get(messages.removesuffix("messages/"))).text
+    asked = re.findall(r'message__bubble" dir="auto">count (\d)<', page)
+    assert asked == ["1", "2", "3", "4"]
 
 
 def _column(cluster: Cluster, name: str, readers: list[Reader]) -> list[int]:

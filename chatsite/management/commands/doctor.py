@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import sys
 from argparse import ArgumentParser
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from inference import redis_server
 from inference.catalogue import CATALOGUE, EMBEDDERS
 from inference.engines.base import EngineError
 from inference.model_files import of_entry, of_release, verify
-from inference.models import Release
+from inference.models import Release, Worker
 from inference.sources import ModelFileError
 
 OLDEST_PYTHON = (3, 11)
@@ -157,6 +158,17 @@ def model_servers(release: Release) -> Finding:
     return Finding(what, "; ".join(troubles) if servers else "run ./manage.py models connect")
 
 
+def workers() -> Finding:
+    """Of all machines, heard of lately. A site that is not running has none, and is well."""
+    try:
+        states = Counter(Worker.objects.living().values_list("state", flat=True))
+    except DatabaseError:
+        return Finding("Workers", "not known: the database does not answer", is_optional=True)
+    if not states:
+        return Finding("Workers", "none is running; questions wait for one", is_optional=True)
+    return Finding("Workers: " + ", ".join(f"{count} {state}" for state, count in states.items()))
+
+
 def llama_cpp() -> Finding:
     try:
         import llama_cpp
@@ -210,6 +222,7 @@ EXAMINATIONS: tuple[Callable[[], Finding], ...] = (
     connections,
     redis,
     model_file,
+    workers,
     llama_cpp,
     port,
     assets,
