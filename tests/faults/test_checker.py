@@ -39,7 +39,7 @@ HARM: dict[str, Callable[[], object]] = {
     "no end": lambda: chunk(3).update(kind="delta"),
     "two ends": lambda: chunk(2).update(kind="done"),
     "another end than the row's": lambda: Generation.objects.update(status="stopped"),
-    "a piece by a worker that was replaced": lambda: chunk(1).update(fence=9),
+    "a piece by a worker that was replaced": lambda: chunk(2).update(fence=9),
     "one that never ended": lambda: Generation.objects.update(status="running"),
 }
 
