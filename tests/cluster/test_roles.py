@@ -23,7 +23,7 @@ from inference.engines.base import DECODE_SECONDS
 from inference.runner import EXIT_WEDGED
 from tests.chatsite.test_serve import is_running
 from tests.cluster.conftest import begin, needs_nginx
-from tests.cluster.test_workers import FAKETIME, another_realtime, another_worker
+from tests.cluster.test_workers import FAKETIME, SLEEP, another_realtime, another_worker
 from tests.faults.workers import ALL
 
 pytestmark = needs_nginx
@@ -195,23 +195,18 @@ async def test_row_8_a_wedged_decoder_is_taken_over_after_the_stall_limit(cluste
 
 
 # --- in another time ----------------------------------------------------------------------
-# Of each process in another time. Python sleeps until a time of the monotonic clock, which
-# libfaketime refuses (EINVAL). And what each one takes for the time is written down.
-WITNESS = """
+# Of each process in another time: what it takes for the time is written down.
+WITNESS = f"""{SLEEP}
 import os
-import select
 import threading
-import time
-
-time.sleep = lambda seconds: select.select([], [], [], seconds) and None
 
 
 def tell():
-    name = f"{os.path.dirname(__file__)}/told.{os.getpid()}"
+    name = f"{{os.path.dirname(__file__)}}/told.{{os.getpid()}}"
     while True:
-        with open(f"{name}.new", "w") as file:
+        with open(f"{{name}}.new", "w") as file:
             file.write(str(time.time()))
-        os.replace(f"{name}.new", name)
+        os.replace(f"{{name}}.new", name)
         time.sleep(0.2)
 
 
