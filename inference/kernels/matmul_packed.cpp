@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 // How often a piece of such a product was made.
@@ -77,8 +78,67 @@ template <int ROWS> void set_aside(const Other<ROWS> * blocks, int count, std::v
     }
 }
 
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+
+// --- with AVX-512: eight rows in a register, four products added up by one instruction ----
+// The sums are the same whole numbers as below, so the results are the same to the bit.
+
+constexpr int TOGETHER = 2; // groups of the other side that share a look at the weights
+
+// A weight is a number from 0 to 15, less 8. It is multiplied as it is, and eight times the sum
+// of the other side taken away in the end.
+struct Q4_0 {
+    static constexpr int EIGHTS = 1;
+
+    // ggml keeps the numbers with their highest bit turned.
+    static __m512i of_nibbles(__m512i it) { return _mm512_xor_si512(it, _mm512_set1_epi8(8)); }
+};
+
+// A weight is one of sixteen signed bytes; 128 more makes them unsigned.
+struct IQ4_NL {
+    static constexpr int EIGHTS = 16;
+
+    static __m512i of_nibbles(__m512i it) {
+        const __m128i table = _mm_setr_epi8(1, 24, 45, 63, 79, 93, 106, 118, -127, -115, -103, -90, -75, -59, -39, -15);
+        return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), it);
+    }
+};
+
+inline __m256 in_order(__m256 rows) { return rows; }
+
+// A block of eight rows of weights as bytes: for each eight of the other side, all rows.
+template <class Format> struct Unpacked {
+    __m512i numbers[4];
+    __m256 scales;
+
+    explicit Unpacked(const Weights & block) {
+        const __m512i low = _mm512_set1_epi8(0x0F);
+        for (int half = 0; half < 2; ++half) {
+            const __m512i both = _mm512_loadu_si512(block.numbers + 64 * half);
+            numbers[half] = Format::of_nibbles(_mm512_and_si512(both, low));
+            numbers[half + 2] = Format::of_nibbles(_mm512_and_si512(_mm512_srli_epi16(both, 4), low));
+        }
+        scales = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(block.scales)));
+    }
+
+    __m256i times(const int8_t * other, size_t apart, int correction) const {
+        __m512i sums = _mm512_setzero_si512();
+        for (int part = 0; part < 4; ++part) {
+            int64_t eight;
+            std::memcpy(&eight, other + part * apart, sizeof eight);
+            sums = _mm512_dpbusd_epi32(sums, numbers[part], _mm512_set1_epi64(eight));
+        }
+        sums = _mm512_add_epi32(sums, _mm512_srli_epi64(sums, 32));
+        return _mm256_add_epi32(_mm512_cvtepi64_epi32(sums), _mm256_set1_epi32(Format::EIGHTS * correction));
+    }
+};
+
+#else
+
+constexpr int TOGETHER = 1; // there are no registers for more
+
 // The order of rows that adding neighbours leaves; doing it twice undoes it.
-inline __m256 in_hadd_order(__m256 rows) {
+inline __m256 in_order(__m256 rows) {
     return _mm256_permutevar8x32_ps(rows, _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7));
 }
 
@@ -126,8 +186,6 @@ struct IQ4_NL {
     __m256i sum(int) const { return _mm256_hadd_epi32(low, high); }
 };
 
-// --- the work -----------------------------------------------------------------------------
-
 // A block of eight rows of weights as bytes: for each eight of the other side, rows 0-3 and 4-7.
 template <class Format> struct Unpacked {
     __m256i numbers[4][2];
@@ -145,34 +203,44 @@ template <class Format> struct Unpacked {
             }
         }
         const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i *>(block.scales));
-        scales = in_hadd_order(_mm256_cvtph_ps(halves));
+        scales = in_order(_mm256_cvtph_ps(halves));
+    }
+
+    __m256i times(const int8_t * other, size_t apart, int correction) const {
+        Format products;
+        for (int part = 0; part < 4; ++part) {
+            int64_t eight;
+            std::memcpy(&eight, other + part * apart, sizeof eight);
+            products.add(numbers[part][0], numbers[part][1], _mm256_set1_epi64x(eight));
+        }
+        return products.sum(correction);
     }
 };
 
+#endif
+
+// --- the work -----------------------------------------------------------------------------
+
 template <class Format, int ROWS>
 inline __m256 add_block(__m256 total, const Unpacked<Format> & w, const Other<ROWS> & y, const Aside<ROWS> & aside, int row) {
-    Format products;
-    for (int part = 0; part < 4; ++part) {
-        int64_t eight;
-        std::memcpy(&eight, y.numbers + (part * ROWS + row) * 8, sizeof eight);
-        products.add(w.numbers[part][0], w.numbers[part][1], _mm256_set1_epi64x(eight));
-    }
-    const __m256 sum = _mm256_cvtepi32_ps(products.sum(aside.correction[row]));
+    const __m256 sum = _mm256_cvtepi32_ps(w.times(y.numbers + row * 8, ROWS * 8, aside.correction[row]));
     return _mm256_fmadd_ps(sum, _mm256_mul_ps(w.scales, _mm256_set1_ps(aside.scale[row])), total);
 }
 
-// Eight rows of weights with ROWS of the other side: `blocks` of each; results `stride` apart.
-template <class Format, int ROWS>
+// Eight rows of weights with GROUPS of ROWS of the other side: `blocks` of each; results
+// `stride` apart.
+template <class Format, int ROWS, int GROUPS>
 void multiply(const Weights * w, const Other<ROWS> * y, const Aside<ROWS> * aside, int blocks, float * to, size_t stride) {
-    __m256 totals[ROWS] = {};
+    __m256 totals[GROUPS * ROWS] = {};
     for (int b = 0; b < blocks; ++b) {
         const Unpacked<Format> unpacked(w[b]);
-        for (int row = 0; row < ROWS; ++row) {
-            totals[row] = add_block<Format, ROWS>(totals[row], unpacked, y[b], aside[b], row);
+        for (int row = 0; row < GROUPS * ROWS; ++row) {
+            const int at = row / ROWS * blocks + b;
+            totals[row] = add_block<Format, ROWS>(totals[row], unpacked, y[at], aside[at], row % ROWS);
         }
     }
-    for (int row = 0; row < ROWS; ++row) {
-        _mm256_storeu_ps(to + row * stride, in_hadd_order(totals[row]));
+    for (int row = 0; row < GROUPS * ROWS; ++row) {
+        _mm256_storeu_ps(to + row * stride, in_order(totals[row]));
     }
 }
 
@@ -185,9 +253,16 @@ void multiply_all(int n, float * to, size_t stride, const void * weights, const 
     const auto * y = static_cast<const Other<ROWS> *>(other);
     set_aside(y, rows / ROWS * blocks, aside);
     for (int eight = 0; eight < columns / 8; ++eight) {
-        for (int group = 0; group < rows / ROWS; ++group) {
-            float * at = to + group * ROWS * stride + eight * 8;
-            multiply<Format, ROWS>(w + eight * blocks, y + group * blocks, aside.data() + group * blocks, blocks, at, stride);
+        const auto some = [&](auto groups, int first) {
+            float * at = to + first * ROWS * stride + eight * 8;
+            multiply<Format, ROWS, groups>(w + eight * blocks, y + first * blocks, aside.data() + first * blocks, blocks, at, stride);
+        };
+        int group = 0;
+        for (; group + TOGETHER <= rows / ROWS; group += TOGETHER) {
+            some(std::integral_constant<int, TOGETHER>(), group);
+        }
+        for (; group < rows / ROWS; ++group) {
+            some(std::integral_constant<int, 1>(), group);
         }
     }
 }

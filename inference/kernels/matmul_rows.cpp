@@ -87,6 +87,17 @@ void turn(__m256i (&rows)[SIDE]) {
     }
 }
 
+// Of unsigned by signed bytes, four products at a time, added to whole numbers.
+inline __m256i add_products(__m256i sum, __m256i w, __m256i y) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return _mm256_dpbusd_epi32(sum, w, y);
+#elif defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(sum, w, y);
+#else
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, y), _mm256_set1_epi16(1)));
+#endif
+}
+
 // --- the formats --------------------------------------------------------------------------
 
 struct Q8_0 {
@@ -106,16 +117,15 @@ struct Q8_0 {
     }
 
     // Signed by signed bytes: the sign goes over to the other side.
-    static __m256i products(__m256i w, __m256i y) {
-        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(y, w));
-        return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    static __m256i add(__m256i sum, __m256i w, __m256i y) {
+        return add_products(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(y, w));
     }
 
     static __m256i product(const Panel & panel, const Other & other) {
         __m256i sum = _mm256_setzero_si256();
         for (int i = 0; i < SIDE; ++i) {
             const __m256i y = _mm256_set1_epi32(other.numbers[i]);
-            sum = _mm256_add_epi32(sum, products(panel.numbers[i], y));
+            sum = add(sum, panel.numbers[i], y);
         }
         return sum;
     }
@@ -139,18 +149,22 @@ struct Q4_1 {
         return other;
     }
 
-    static __m256i products(__m256i w, __m256i y) {
-        return _mm256_madd_epi16(_mm256_maddubs_epi16(w, y), _mm256_set1_epi16(1));
-    }
+    static __m256i add(__m256i sum, __m256i w, __m256i y) { return add_products(sum, w, y); }
 
-    // Numbers up to 15: the products of a whole block still fit 16 bits.
     static __m256i product(const Panel & panel, const Other & other) {
         __m256i sum = _mm256_setzero_si256();
         for (int i = 0; i < SIDE; ++i) {
             const __m256i y = _mm256_set1_epi32(other.numbers[i]);
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+            sum = add(sum, panel.numbers[i], y);
+        }
+        return sum;
+#else
+            // Numbers up to 15: the products of a whole block still fit 16 bits.
             sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(panel.numbers[i], y));
         }
         return _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+#endif
     }
 };
 
@@ -184,7 +198,7 @@ template <class Format> void multiply_alone(const char * weights, size_t stride,
         for (int row = 0; row < SIDE; ++row) {
             const char * block = weights + row * stride;
             _mm_prefetch(block + SIDE * stride, _MM_HINT_T0); // the next eight rows; memory is what takes time
-            products[row] = Format::products(Format::numbers(block), y);
+            products[row] = Format::add(_mm256_setzero_si256(), Format::numbers(block), y);
         }
         const __m256 least = Format::HAS_LEAST ? widened(weights + 2, stride) : _mm256_setzero_ps();
         total = add_block<Format>(total, sums(products), widened(weights, stride), least, others[b]);
