@@ -191,7 +191,7 @@ def test_rename_in_place_and_delete_with_undo(page: Page) -> None:
     expect(page.locator("#chat-title")).to_have_text("Renamed by hand")
     open_chat_menu(page, "Renamed by hand")
     page.get_by_role("button", name="Delete").click()
-    page.wait_for_url(re.compile(r"/$"))
+    page.wait_for_url(re.compile(r"//[^/]+/$"))
     expect(page.locator(".sidebar__chat", has_text="Renamed by hand")).to_have_count(0)
     page.get_by_role("button", name="Undo").click()
     expect(page.locator(".sidebar__chat", has_text="Renamed by hand")).to_have_count(1)
