@@ -149,6 +149,8 @@ async def ordeal(cluster: Cluster, seconds: float, seed: int, names: list[str]) 
     progress = asyncio.create_task(_show(seconds, history))
     await asyncio.gather(nemesis, *(client.go_on(until) for client in clients))
     progress.cancel()
+    if history.resets and not any("Redis" in name for name in history.faults):
+        history.wrong.append(f"{history.resets} answers were taken back although Redis was well")
     return history
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 MAX_BYTES = 256 * 1024
 MAX_EVENTS = 512
+SHORT_BYTES = 256
 UNDRAINED_SECONDS = 30.0
 
 
@@ -44,9 +45,9 @@ class Outbox:
             await self.put(frame)
 
     async def put_if_room(self, frame: dict[str, Any]) -> None:
-        """The same for what is new: only a reader that takes nothing does not hear it."""
+        """The same for what is new and short: only a reader that takes nothing does not hear it."""
         async with self._change:
-            is_full = not self._has_room(0)
+            is_full = not self._has_room(SHORT_BYTES)
         if not is_full:
             await self.put(frame)
 
