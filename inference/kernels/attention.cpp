@@ -8,6 +8,7 @@
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
+#include "tiles.h"
 
 #include <immintrin.h>
 
@@ -34,78 +35,10 @@ int chatsite_attention_passed_on() { return passed_on; }
 
 namespace {
 
-constexpr int CELLS = 64;   // of the cache, looked at together
 constexpr int ROWS = 32;    // of queries, most that share a look at the cache
 constexpr int READING = 3;  // a look takes as long as so many rows of its work (measured; it changes no value)
 constexpr int WIDEST = 256; // numbers in a head's key or value
-constexpr int LANES = 8;
-constexpr int AHEAD = 16;   // cells that are fetched from memory before they are read
 constexpr uint16_t MASKED = 0xFC00; // minus infinity in 16 bits
-
-// --- small things -------------------------------------------------------------------------
-
-// e to the power of numbers <= 0, minus infinity included.
-inline __m256 exp_of(__m256 x) {
-    const __m256 tiny = _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_LT_OQ);
-    x = _mm256_max_ps(x, _mm256_set1_ps(-88.0f));
-    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)),
-                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693145752f), x);
-    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(1.42860677e-6f), r);
-    __m256 p = _mm256_set1_ps(1.0f / 720);
-    for (float term : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
-        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(term));
-    }
-    const __m256i power = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    return _mm256_andnot_ps(tiny, _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(power, 23))));
-}
-
-inline float exp_of(float x) { return _mm256_cvtss_f32(exp_of(_mm256_set1_ps(x))); }
-
-inline float sum_of(__m256 x) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-
-inline float largest_of(__m256 x) {
-    __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
-}
-
-// --- the cache's formats ------------------------------------------------------------------
-
-// `cells` of `count` numbers each, `apart` bytes from one to the next.
-using Widen = void (*)(const char * from, size_t apart, float * to, int count, int cells);
-
-void widen_f16(const char * from, size_t apart, float * to, int count, int cells) {
-    for (int cell = 0; cell < cells; ++cell, from += apart, to += count) {
-        for (int i = 0; i < count; i += LANES) {
-            const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from + 2 * i));
-            _mm256_storeu_ps(to + i, _mm256_cvtph_ps(half));
-        }
-    }
-}
-
-// Blocks of 32: a scale in 16 bits, then as many signed bytes.
-void widen_q8_0(const char * from, size_t apart, float * to, int count, int cells) {
-    for (int cell = 0; cell < cells; ++cell, from += apart) {
-        const char * block = from;
-        _mm_prefetch(from + AHEAD * apart, _MM_HINT_T0);
-        _mm_prefetch(from + AHEAD * apart + 64, _MM_HINT_T0);
-        for (const float * end = to + count; to < end; block += 34, to += 32) {
-            uint16_t half;
-            std::memcpy(&half, block, sizeof half);
-            const __m256 scale = _mm256_set1_ps(_cvtsh_ss(half));
-            for (int i = 0; i < 32; i += LANES) {
-                const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(block + 2 + i));
-                const __m256 whole = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-                _mm256_storeu_ps(to + i, _mm256_mul_ps(whole, scale));
-            }
-        }
-    }
-}
 
 Widen widening(const ggml_tensor * t) {
     const bool fits = t->ne[0] % LANES == 0 && t->ne[0] <= WIDEST;
@@ -113,103 +46,6 @@ Widen widening(const ggml_tensor * t) {
         return widen_f16;
     }
     return t->type == GGML_TYPE_Q8_0 && fits ? widen_q8_0 : nullptr;
-}
-
-// --- one row against one tile of cells ----------------------------------------------------
-
-// The products of a query with eight keys; keys lie one after the other, `width` apart.
-// WIDTH is the width, where the compiler is to know it (it then needs no register for each key).
-template <int WIDTH>
-inline __m256 products(const float * query, const float * keys, int width) {
-    width = WIDTH ? WIDTH : width;
-    __m256 sums[LANES] = {};
-    for (int d = 0; d < width; d += LANES) {
-        const __m256 q = _mm256_loadu_ps(query + d);
-        for (int cell = 0; cell < LANES; ++cell) {
-            sums[cell] = _mm256_fmadd_ps(q, _mm256_loadu_ps(keys + cell * width + d), sums[cell]);
-        }
-    }
-    const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(sums[0], sums[1]), _mm256_hadd_ps(sums[2], sums[3]));
-    const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(sums[4], sums[5]), _mm256_hadd_ps(sums[6], sums[7]));
-    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
-}
-
-// sum += the values, each times its weight; values lie one after the other, `width` apart.
-template <int VECTORS>
-inline void add_values(float * sum, const float * weights, const float * values, int width, int cells) {
-    __m256 total[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) {
-        total[v] = _mm256_loadu_ps(sum + v * LANES);
-    }
-    for (int cell = 0; cell < cells; ++cell) {
-        const __m256 weight = _mm256_broadcast_ss(weights + cell);
-        for (int v = 0; v < VECTORS; ++v) {
-            const __m256 value = _mm256_loadu_ps(values + cell * width + v * LANES);
-            total[v] = _mm256_fmadd_ps(weight, value, total[v]);
-        }
-    }
-    for (int v = 0; v < VECTORS; ++v) {
-        _mm256_storeu_ps(sum + v * LANES, total[v]);
-    }
-}
-
-struct Row {
-    const uint16_t * mask; // of its query, or null
-    float highest;         // score so far
-    float total;           // of the weights so far
-    int cells;             // of this tile, up to the last that it sees
-};
-
-void scale_by(float * numbers, float factor, int count) {
-    const __m256 f = _mm256_set1_ps(factor);
-    for (int i = 0; i < count; i += LANES) {
-        _mm256_storeu_ps(numbers + i, _mm256_mul_ps(_mm256_loadu_ps(numbers + i), f));
-    }
-}
-
-// Scores of a row's cells, made into weights; sums so far are brought to the new highest score.
-template <int WIDTH>
-void weigh(Row & row, const float * query, const float * keys, int width, int first, float * weights, float * sum, int value_width) {
-    __m256 highest = _mm256_set1_ps(-INFINITY);
-    for (int cell = 0; cell < row.cells; cell += LANES) {
-        __m256 score = products<WIDTH>(query, keys + cell * (WIDTH ? WIDTH : width), width);
-        if (row.mask) {
-            const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i *>(row.mask + first + cell));
-            score = _mm256_add_ps(score, _mm256_cvtph_ps(half));
-        }
-        _mm256_storeu_ps(weights + cell, score);
-        highest = _mm256_max_ps(highest, score);
-    }
-    const float now = std::max(row.highest, largest_of(highest));
-    if (now > row.highest) {
-        const float factor = exp_of(row.highest - now);
-        scale_by(sum, factor, value_width);
-        row.total *= factor;
-        row.highest = now;
-    }
-    __m256 total = _mm256_setzero_ps();
-    for (int cell = 0; cell < row.cells; cell += LANES) {
-        const __m256 weight = exp_of(_mm256_sub_ps(_mm256_loadu_ps(weights + cell), _mm256_set1_ps(now)));
-        _mm256_storeu_ps(weights + cell, weight);
-        total = _mm256_add_ps(total, weight);
-    }
-    row.total += sum_of(total);
-}
-
-using Weigh = void (*)(Row &, const float *, const float *, int, int, float *, float *, int);
-
-Weigh weighing(int width) {
-    return width == 64 ? weigh<64> : width == 128 ? weigh<128> : weigh<0>;
-}
-
-void add_all_values(float * sum, const float * weights, const float * values, int width, int cells) {
-    int d = 0;
-    for (; d + 64 <= width; d += 64) {
-        add_values<8>(sum + d, weights, values + d, width, cells);
-    }
-    for (; d < width; d += LANES) {
-        add_values<1>(sum + d, weights, values + d, width, cells);
-    }
 }
 
 // How many of these cells there are up to the last one a query sees.
@@ -226,7 +62,7 @@ struct Attention {
     const ggml_tensor *q, *k, *v, *mask;
     ggml_tensor * dst;
     Widen widen_key, widen_value;
-    Weigh weigh;
+    Score score;
     float scale;
     int key_width, value_width;
     int64_t cells, queries, heads, shared, groups, streams; // shared: query heads to one key
@@ -234,7 +70,7 @@ struct Attention {
 
     Attention(ggml_tensor * to, int threads)
         : q(to->src[0]), k(to->src[1]), v(to->src[2]), mask(to->src[3]), dst(to),
-          widen_key(widening(k)), widen_value(widening(v)), weigh(weighing(k->ne[0])), key_width(k->ne[0]), value_width(v->ne[0]),
+          widen_key(widening(k)), widen_value(widening(v)), score(scoring(k->ne[0])), key_width(k->ne[0]), value_width(v->ne[0]),
           cells(k->ne[1]), queries(q->ne[1]), heads(q->ne[2]), shared(heads / k->ne[2]), groups(k->ne[2]),
           streams(q->ne[3]) {
         std::memcpy(&scale, to->op_params, sizeof scale);
@@ -315,22 +151,44 @@ struct Attention {
     // First the keys, for all rows, then the values: both at once would not fit in the nearest memory.
     void tile(Row * rows, int count, int64_t first, int64_t group, int64_t stream, float * wide, const float * query, float * sums, float * weights) const {
         int most = 0;
+        bool alike = true;
         for (int r = 0; r < count; ++r) {
             const bool same = r && rows[r].mask == rows[r - 1].mask;
             rows[r].cells = same ? rows[r - 1].cells : rows[r].mask ? seen(rows[r].mask + first, CELLS) : CELLS;
             most = std::max(most, rows[r].cells);
+            alike = alike && rows[r].cells == rows[0].cells;
         }
         if (!most) {
             return;
         }
+        const bool few = count <= FEW && alike;
         const char * key = static_cast<const char *>(k->data) + first * k->nb[1] + group * k->nb[2] + stream * k->nb[3];
-        widen_key(key, k->nb[1], wide, key_width, (most + LANES - 1) / LANES * LANES);
+        score_all(few, rows, count, key, most, wide, query, weights);
         for (int r = 0; r < count; ++r) {
             if (rows[r].cells) {
-                weigh(rows[r], query + r * key_width, wide, key_width, first, weights + r * CELLS, sums + r * value_width, value_width);
+                weigh(rows[r], first, weights + r * CELLS, sums + r * value_width, value_width);
             }
         }
         const char * value = static_cast<const char *>(v->data) + first * v->nb[1] + group * v->nb[2] + stream * v->nb[3];
+        add_all(few, rows, count, value, most, wide, weights, sums);
+    }
+
+    void score_all(bool few, const Row * rows, int count, const char * key, int most, float * wide, const float * query, float * weights) const {
+        if (few && k->type == GGML_TYPE_Q8_0) {
+            SCORE_FEW[count - 1](key, k->nb[1], query, key_width, most, weights);
+            return;
+        }
+        widen_key(key, k->nb[1], wide, key_width, (most + LANES - 1) / LANES * LANES);
+        for (int r = 0; r < count; ++r) {
+            score(rows[r], query + r * key_width, wide, key_width, weights + r * CELLS);
+        }
+    }
+
+    void add_all(bool few, const Row * rows, int count, const char * value, int most, float * wide, const float * weights, float * sums) const {
+        if (few && v->type == GGML_TYPE_Q8_0) {
+            ADD_FEW[count - 1](value, v->nb[1], weights, value_width, most, sums);
+            return;
+        }
         widen_value(value, v->nb[1], wide, value_width, most);
         for (int r = 0; r < count; ++r) {
             add_all_values(sums + r * value_width, weights + r * CELLS, wide, value_width, rows[r].cells);

@@ -8,6 +8,7 @@
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
+#include "products.h"
 
 #include <immintrin.h>
 
@@ -15,6 +16,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 extern "C" bool __wrap_ggml_compute_forward_mul_mat_tiled(const ggml_compute_params *, ggml_tensor *);
@@ -28,20 +30,48 @@ int chatsite_rows_ours() { return ours; }
 namespace {
 
 constexpr int K = 32;        // numbers in a block, which share a scale
-constexpr int SIDE = 8;      // rows of weights side by side
-constexpr int TOGETHER = 4;  // rows of the other side that share a look at the weights
+constexpr int SIDE = 8;      // rows of weights that are brought side by side together
 constexpr int CHUNK = 64;    // rows of weights a thread takes at a time
+constexpr int ALONE = 4;     // fewer rows of the other side are multiplied one by one
 
-// A block of eight rows: for each four numbers of a block, those of row 0, of row 1, …
+#ifdef CHATSITE_WIDE_VNNI
+using Whole = __m512i;
+using Numbers = __m512;
+constexpr int PANEL = 16;    // rows of weights side by side
+constexpr int TOGETHER = 8;  // rows of the other side that share a look at the weights
+
+inline Whole all(int32_t it) { return _mm512_set1_epi32(it); }
+inline Numbers all(float it) { return _mm512_set1_ps(it); }
+inline Numbers product(Numbers a, Numbers b) { return _mm512_mul_ps(a, b); }
+inline Numbers product(Numbers a, Numbers b, Numbers more) { return _mm512_fmadd_ps(a, b, more); }
+inline Numbers numbers(Whole it) { return _mm512_cvtepi32_ps(it); }
+inline void store(float * to, Numbers it, int rows) { _mm512_mask_storeu_ps(to, rows < PANEL ? 0xFF : 0xFFFF, it); }
+#else
+using Whole = __m256i;
+using Numbers = __m256;
+constexpr int PANEL = 8;
+constexpr int TOGETHER = 4;
+
+inline Whole all(int32_t it) { return _mm256_set1_epi32(it); }
+inline Numbers all(float it) { return _mm256_set1_ps(it); }
+inline Numbers product(Numbers a, Numbers b) { return _mm256_mul_ps(a, b); }
+inline Numbers product(Numbers a, Numbers b, Numbers more) { return _mm256_fmadd_ps(a, b, more); }
+inline Numbers numbers(Whole it) { return _mm256_cvtepi32_ps(it); }
+inline void store(float * to, Numbers it, int) { _mm256_storeu_ps(to, it); }
+#endif
+
+// A block of rows side by side: for each four numbers of a block, those of row 0, of row 1, …
 struct Panel {
-    __m256i numbers[SIDE];
-    __m256 scales, least;
+    Whole numbers[SIDE];
+    Numbers scales, least;
 };
 
 // A block of the other side, its scales widened. sum: of its numbers, times the scale.
+// less: what a product of weights made unsigned is too large by.
 struct Other {
     int32_t numbers[K / 4]; // four signed bytes each
     float scale, sum;
+    int32_t less;
 };
 
 inline float widened(const char * half) {
@@ -87,17 +117,6 @@ void turn(__m256i (&rows)[SIDE]) {
     }
 }
 
-// Of unsigned by signed bytes, four products at a time, added to whole numbers.
-inline __m256i add_products(__m256i sum, __m256i w, __m256i y) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    return _mm256_dpbusd_epi32(sum, w, y);
-#elif defined(__AVXVNNI__)
-    return _mm256_dpbusd_avx_epi32(sum, w, y);
-#else
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, y), _mm256_set1_epi16(1)));
-#endif
-}
-
 // --- the formats --------------------------------------------------------------------------
 
 struct Q8_0 {
@@ -113,6 +132,10 @@ struct Q8_0 {
         other.scale = widened(block);
         other.sum = 0;
         std::memcpy(other.numbers, block + 2, K);
+        const __m256i sums = add_products(_mm256_setzero_si256(), _mm256_set1_epi8(1), numbers(block));
+        const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+        const __m128i two = _mm_hadd_epi32(four, four);
+        other.less = -128 * (_mm_extract_epi32(two, 0) + _mm_extract_epi32(two, 1));
         return other;
     }
 
@@ -121,14 +144,20 @@ struct Q8_0 {
         return add_products(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(y, w));
     }
 
+#ifdef CHATSITE_VNNI
+    // 128 more makes them unsigned.
+    static __m256i in_panel(const char * block) { return _mm256_xor_si256(numbers(block), _mm256_set1_epi8(-128)); }
+#else
+    static __m256i in_panel(const char * block) { return numbers(block); }
+
     static __m256i product(const Panel & panel, const Other & other) {
         __m256i sum = _mm256_setzero_si256();
         for (int i = 0; i < SIDE; ++i) {
-            const __m256i y = _mm256_set1_epi32(other.numbers[i]);
-            sum = add(sum, panel.numbers[i], y);
+            sum = add(sum, panel.numbers[i], all(other.numbers[i]));
         }
         return sum;
     }
+#endif
 };
 
 struct Q4_1 {
@@ -145,78 +174,102 @@ struct Q4_1 {
         Other other;
         other.scale = widened(block);
         other.sum = widened(block + 2);
+        other.less = 0;
         std::memcpy(other.numbers, block + 4, K);
         return other;
     }
 
     static __m256i add(__m256i sum, __m256i w, __m256i y) { return add_products(sum, w, y); }
 
+    static __m256i in_panel(const char * block) { return numbers(block); }
+
+#ifndef CHATSITE_VNNI
+    // Numbers up to 15: the products of a whole block still fit 16 bits.
     static __m256i product(const Panel & panel, const Other & other) {
         __m256i sum = _mm256_setzero_si256();
         for (int i = 0; i < SIDE; ++i) {
-            const __m256i y = _mm256_set1_epi32(other.numbers[i]);
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-            sum = add(sum, panel.numbers[i], y);
-        }
-        return sum;
-#else
-            // Numbers up to 15: the products of a whole block still fit 16 bits.
-            sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(panel.numbers[i], y));
+            sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(panel.numbers[i], all(other.numbers[i])));
         }
         return _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
-#endif
     }
+#endif
 };
 
 // --- the work -----------------------------------------------------------------------------
 
-template <class Format> void bring_together(const char * weights, size_t stride, int blocks, Panel * to) {
+// `rows`: a panel's, or at the end of the weights half as many.
+template <class Format> void bring_together(const char * weights, size_t stride, int rows, int blocks, Panel * to) {
+    const char * next = weights + PANEL * stride;
     for (int b = 0; b < blocks; ++b, weights += Format::BYTES, ++to) {
-        for (int row = 0; row < SIDE; ++row) {
-            to->numbers[row] = Format::numbers(weights + row * stride);
-        }
-        turn(to->numbers);
-        to->scales = widened(weights, stride);
-        if (Format::HAS_LEAST) {
-            to->least = widened(weights + 2, stride);
+        fetch(next + b * PANEL * Format::BYTES, PANEL * Format::BYTES);
+        for (int first = 0; first < std::min(rows, PANEL); first += SIDE) {
+            const char * from = weights + first * stride;
+            __m256i side[SIDE];
+            for (int row = 0; row < SIDE; ++row) {
+                side[row] = Format::in_panel(from + row * stride);
+            }
+            turn(side);
+            for (int i = 0; i < SIDE; ++i) {
+                reinterpret_cast<__m256i *>(to->numbers + i)[first / SIDE] = side[i];
+            }
+            reinterpret_cast<__m256 *>(&to->scales)[first / SIDE] = widened(from, stride);
+            if (Format::HAS_LEAST) {
+                reinterpret_cast<__m256 *>(&to->least)[first / SIDE] = widened(from + 2, stride);
+            }
         }
     }
-}
-
-template <class Format> inline __m256 add_block(__m256 total, __m256i product, __m256 scales, __m256 least, const Other & other) {
-    const __m256 scale = _mm256_mul_ps(scales, _mm256_set1_ps(other.scale));
-    total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), scale, total);
-    return Format::HAS_LEAST ? _mm256_fmadd_ps(least, _mm256_set1_ps(other.sum), total) : total;
 }
 
 // For one row, bringing weights together costs more than it saves. The values are the same.
 template <class Format> void multiply_alone(const char * weights, size_t stride, const Other * others, int blocks, float * to) {
+    const char * next = weights + SIDE * stride;
     __m256 total = _mm256_setzero_ps();
     for (int b = 0; b < blocks; ++b, weights += Format::BYTES) {
+        fetch(next + b * SIDE * Format::BYTES, SIDE * Format::BYTES);
         const __m256i y = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(others[b].numbers));
         __m256i products[SIDE];
         for (int row = 0; row < SIDE; ++row) {
-            const char * block = weights + row * stride;
-            _mm_prefetch(block + SIDE * stride, _MM_HINT_T0); // the next eight rows; memory is what takes time
-            products[row] = Format::add(_mm256_setzero_si256(), Format::numbers(block), y);
+            products[row] = Format::add(_mm256_setzero_si256(), Format::numbers(weights + row * stride), y);
         }
-        const __m256 least = Format::HAS_LEAST ? widened(weights + 2, stride) : _mm256_setzero_ps();
-        total = add_block<Format>(total, sums(products), widened(weights, stride), least, others[b]);
+        const __m256 scale = _mm256_mul_ps(widened(weights, stride), _mm256_set1_ps(others[b].scale));
+        total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums(products)), scale, total);
+        if (Format::HAS_LEAST) {
+            total = _mm256_fmadd_ps(widened(weights + 2, stride), _mm256_set1_ps(others[b].sum), total);
+        }
     }
     _mm256_storeu_ps(to, total);
 }
 
-template <class Format, int ROWS> void multiply(const Panel * panels, const Other * others, int blocks, float * to, size_t stride) {
-    __m256 totals[ROWS] = {};
+template <class Format> inline Whole whole(const Panel & panel, const Other & other) {
+#ifdef CHATSITE_VNNI
+    Whole sum = all(other.less);
+    for (int i = 0; i < SIDE; ++i) {
+        sum = add_products(sum, panel.numbers[i], all(other.numbers[i]));
+    }
+    return sum;
+#else
+    return Format::product(panel, other);
+#endif
+}
+
+// Unrolled, so that the totals are kept in registers.
+template <class Format, int ROWS> void multiply(const Panel * panels, const Other * others, int blocks, float * to, size_t stride, int columns) {
+    Numbers totals[ROWS] = {};
     for (int b = 0; b < blocks; ++b) {
+        const Panel & panel = panels[b];
+#pragma GCC unroll 8
         for (int row = 0; row < ROWS; ++row) {
             const Other & other = others[row * blocks + b];
-            const __m256i product = Format::product(panels[b], other);
-            totals[row] = add_block<Format>(totals[row], product, panels[b].scales, panels[b].least, other);
+            const Numbers scale = product(panel.scales, all(other.scale));
+            totals[row] = product(numbers(whole<Format>(panel, other)), scale, totals[row]);
+            if (Format::HAS_LEAST) {
+                totals[row] = product(panel.least, all(other.sum), totals[row]);
+            }
         }
     }
+#pragma GCC unroll 8
     for (int row = 0; row < ROWS; ++row) {
-        _mm256_storeu_ps(to + row * stride, totals[row]);
+        store(to + row * stride, totals[row], columns);
     }
 }
 
@@ -258,10 +311,11 @@ template <class Format> struct Product {
 
     void chunk(int64_t first, Work & work) const {
         const int64_t end = std::min<int64_t>(first + CHUNK, weights->ne[1]);
-        for (int64_t side = first; side < end; side += SIDE) {
-            const char * from = static_cast<const char *>(weights->data) + side * weights->nb[1];
-            float * to = static_cast<float *>(dst->data) + side;
-            rows < TOGETHER ? few(from, work, to) : many(from, work, to);
+        const int step = rows < ALONE ? SIDE : PANEL;
+        for (int64_t column = first; column < end; column += step) {
+            const char * from = static_cast<const char *>(weights->data) + column * weights->nb[1];
+            float * to = static_cast<float *>(dst->data) + column;
+            rows < ALONE ? few(from, work, to) : many(from, work, to, end - column);
         }
     }
 
@@ -275,15 +329,17 @@ template <class Format> struct Product {
         }
     }
 
-    void many(const char * from, Work & work, float * to) const {
-        bring_together<Format>(from, weights->nb[1], blocks, work.panels.data());
+    void many(const char * from, Work & work, float * to, int columns) const {
+        bring_together<Format>(from, weights->nb[1], columns, blocks, work.panels.data());
         int row = 0;
-        for (; row + TOGETHER <= rows; row += TOGETHER) {
-            multiply<Format, TOGETHER>(work.panels.data(), others_of(work, row), blocks, to + row * stride, stride);
-        }
-        for (; row < rows; ++row) {
-            multiply<Format, 1>(work.panels.data(), others_of(work, row), blocks, to + row * stride, stride);
-        }
+        const auto some = [&](auto count) {
+            for (; row + count <= rows; row += count) {
+                multiply<Format, count>(work.panels.data(), others_of(work, row), blocks, to + row * stride, stride, columns);
+            }
+        };
+        some(std::integral_constant<int, TOGETHER>());
+        some(std::integral_constant<int, TOGETHER / 2>());
+        some(std::integral_constant<int, 1>());
     }
 
     bool has_room() const { return params->wsize >= rows * row_bytes; }

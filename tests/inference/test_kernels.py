@@ -110,12 +110,12 @@ def test_a_product_is_that_of_the_matrices_but_for_rounding(graph: Graph, kind: 
 
 @pytest.mark.parametrize("kind", [Q8_0, Q4_1])
 def test_a_row_has_the_same_product_alone_and_among_others(graph: Graph, kind: int):
-    weights, rows = graph.tensor(numbers(64, 96, seed=3), kind), numbers(9, 96, seed=4)
-    together = graph.result(ggml.ggml_mul_mat(graph.at, weights, graph.tensor(rows)), 9, 64)
-    for count, threads in (1, 1), (2, 2), (3, 1), (4, 2), (5, 3), (9, 2):
+    weights, rows = graph.tensor(numbers(136, 96, seed=3), kind), numbers(21, 96, seed=4)
+    together = graph.result(ggml.ggml_mul_mat(graph.at, weights, graph.tensor(rows)), 21, 136)
+    for count, threads in (1, 1), (2, 2), (3, 1), (4, 2), (5, 3), (8, 1), (13, 2):
         some = graph.tensor(rows[:count])
         product = ggml.ggml_mul_mat(graph.at, weights, some)
-        made = graph.result(product, count, 64, threads=threads)
+        made = graph.result(product, count, 136, threads=threads)
         assert np.array_equal(made, together[:count])
 
 
@@ -158,11 +158,14 @@ def other_side(rows: int, count: int, seed: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "iq4_nl"])
-@pytest.mark.parametrize(("call", "rows"), [("gemm", 4), ("gemv", 1)])
-def test_weights_side_by_side_are_multiplied_as_ggml_does(kind: str, call: str, rows: int):
-    deep, columns = 9, 16
+@pytest.mark.parametrize(("call", "rows"), [("gemm", 4), ("gemm", 28), ("gemv", 1)])
+@pytest.mark.parametrize("columns", [16, 24])
+def test_weights_side_by_side_are_multiplied_as_ggml_does(
+    kind: str, call: str, rows: int, columns: int
+):
+    deep, together = 9, min(rows, 4)
     weights = blocks(deep * columns // 8, 128, seed=10)
-    other = other_side(rows, deep, seed=11)
+    other = b"".join(other_side(together, deep, seed) for seed in range(rows // together))
     found = []
     for who in ("__wrap_ggml", "ggml"):
         to = np.zeros((rows, columns), np.float32)
@@ -274,9 +277,9 @@ def test_attention_is_the_textbooks_but_for_rounding(
 def test_a_query_is_answered_the_same_alone_and_among_others(graph: Graph, kind: int):
     query, cache, mask = case(70)
     together = attention(graph, query, cache, mask, kind)
-    for at in (0, 31, 69):
-        alone = attention(graph, query[:, at : at + 1], cache, mask[at : at + 1], kind)
-        assert np.array_equal(alone[0], together[at])
+    for first, last in (0, 1), (31, 32), (69, 70), (5, 7), (40, 70):
+        some = attention(graph, query[:, first:last], cache, mask[first:last], kind)
+        assert np.array_equal(some, together[first:last])
     for threads in (2, 3):
         assert np.array_equal(attention(graph, query, cache, mask, kind, threads=threads), together)
 
