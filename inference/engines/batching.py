@@ -2,7 +2,8 @@
 
 A step evaluates the last token of every run that is past its prompt, and guesses of the next
 ones where few runs are at work. Then, at most one chunk of one prompt is evaluated, of a size
-with which the others wait for about two of their steps (more, when more people wait for a prompt).
+with which the others wait for about two of their steps (more, when more people wait for a prompt
+than are answered).
 A token's values depend only on the tokens before it, to the bit, whatever the step or chunk
 (docs/architecture.md); so who else is at work, what was found evaluated already and what was
 guessed changes no answer.
@@ -28,7 +29,6 @@ SMALLEST_CHUNK = 4
 BEGINNING = 3  # a call takes as long as so many tokens more: the weights are read once
 GAP_STEPS = 1.75  # from one token of a running answer to the next, a chunk between them
 LEAST_STEPS = 0.7  # that a chunk may take, however slow the steps have become meanwhile
-MOST_WEIGHT = 2  # as many times as long, when more people wait for a prompt than are answered
 SMOOTHING = 0.25
 CALM_SMOOTHING = 0.1  # it may have to serve for long
 GUESS_UP_TO = 2  # runs at work; with more, the others' tokens fill the processor already
@@ -293,9 +293,15 @@ class Batcher:
             return max(1, min(CHUNK, run.prompt_tokens - run.position))
         if not self._someone_answers:
             return CHUNK
-        waiting = {run.scope for run in self._runs if not run.is_answering}
-        answered = {run.scope for run in self._runs if run.is_answering}
-        return self._tempo.chunk(min(MOST_WEIGHT, max(1, len(waiting) / len(answered))))
+        return self._tempo.chunk(max(1.0, self._people(waiting=True) / self._people(waiting=False)))
+
+    def _people(self, waiting: bool) -> int:
+        """Of whose runs some wait for their first token, or for their next one.
+
+        Not runs, so that nobody slows others down by asking much; one without a scope is
+        somebody's of its own.
+        """
+        return len({r.scope or id(r) for r in self._runs if r.is_answering is not waiting})
 
     @property
     def _someone_answers(self) -> bool:

@@ -144,7 +144,10 @@ async def test_running_answers_go_on_while_a_long_prompt_is_read(llama: LlamaCpp
     assert median(gaps) <= 8 * step
 
 
-@pytest.mark.parametrize(("people", "weight"), [(("bob", "carol"), 2), (("bob", "bob"), 1)])
+@pytest.mark.parametrize(
+    ("people", "weight"),
+    [(("bob", "carol", "dave"), 3), (("bob", "bob", "bob"), 1), (("", "", ""), 3)],
+)
 async def test_people_who_wait_give_prompts_weight_and_not_how_much_one_of_them_asks(
     llama: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch, people: tuple[str, ...], weight: int
 ):
@@ -164,7 +167,7 @@ async def test_people_who_wait_give_prompts_weight_and_not_how_much_one_of_them_
                 break
         prompts = [
             Request((Turn("user", f"{word} " * 200),), Sampling(max_tokens=1), scope=person)
-            for word, person in zip(("river", "lake"), people, strict=True)
+            for word, person in zip(("river", "lake", "sea"), people, strict=True)
         ]
         await asyncio.gather(*(collect(llama, prompt) for prompt in prompts))
     assert max(weights) == weight
