@@ -187,7 +187,7 @@ def test_row_17_a_frozen_redis_holds_nothing_up_for_longer_than_a_second(
 def test_row_19_a_full_redis_is_done_without(
     workers: Workers, redis: Valkey, alice: User, release: Release
 ):
-    workers.start()
+    worker = workers.start()
     reader = ask(alice, release, LONG)
     reader.read_until(40)
     redis.client.config_set("maxmemory", "1mb")
@@ -197,6 +197,8 @@ def test_row_19_a_full_redis_is_done_without(
     reader.run.cancel()
     assert LONGS.startswith(reader.read_to_the_end())
     assert reader.taken_back == []
+    assert worker.is_alive  # and wrote all of it: nobody had to begin anew
+    assert Generation.objects.get(pk=reader.run.pk).attempts == 1
 
 
 @pytest.mark.parametrize("redis_is", ["up", "down"])

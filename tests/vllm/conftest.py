@@ -34,6 +34,6 @@ async def upstream(*urls: str) -> AsyncIterator[UpstreamEngine]:
 async def engine(
     request: pytest.FixtureRequest, server: VllmServer
 ) -> AsyncIterator[UpstreamEngine]:
-    skip_unless_promised(request, "upstream")
+    skip_unless_promised(request, "vllm")
     async with upstream(server.url) as engine:
         yield engine
