@@ -136,6 +136,8 @@ def pending(request: HttpRequest, pending_id: UUID) -> HttpResponse:
     if _is_delete(request):
         item.withdraw()
     elif request.POST.get("now"):
+        if not item.waits_for_an_answer:  # else it was admitted, and another ends for it
+            require_room(request)
         item.ask_now()
     else:
         item.reword(validated(TextForm, request)["text"])

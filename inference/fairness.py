@@ -78,7 +78,8 @@ def require_room(
     """Raises QueueFull when as many wait for the release as may, or as many are `user`'s.
 
     Who has nothing under way may come until twice as many wait: a few who ask for much must not
-    close the site to the others.
+    close the site to the others. A guest, until half as many more: anybody can be many guests, and
+    they must not close it to members.
     """
     most, each = settings.MAX_QUEUED, user.concurrent_runs if user else 0
     with connection.cursor() as cursor:
@@ -87,7 +88,8 @@ def require_room(
         waiting, own = cursor.fetchone()
     if each and own >= each:
         raise TooManyUnderWay(_free_in(runs, release))
-    if most and waiting >= (most if own else 2 * most):
+    is_member = user is not None and not user.is_guest
+    if most and waiting >= (most if own else 2 * most if is_member else most * 3 // 2):
         raise QueueFull(_free_in(runs, release))
 
 

@@ -165,9 +165,10 @@ class Number(Value):
 
     def __init__(self, low: int, high: int, whole: bool) -> None:
         self._start = Digits(low, high, whole)
+        self._depth = 0 if self._start.next_signs() else inf  # asked for again and again
 
     def least_depth(self) -> float:
-        return 0 if self._start.next_signs() else inf
+        return self._depth
 
     def forms(self) -> Sequence[Elements]:
         return [(self._start,)]

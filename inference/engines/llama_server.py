@@ -19,7 +19,7 @@ from inference.engines.flavours import (
     expect,
     ids_in,
 )
-from inference.engines.template import ChatTemplate, Segment, looks_like_control
+from inference.engines.template import ChatTemplate, Segment
 
 PROGRESS = "prompt_progress"
 
@@ -53,10 +53,9 @@ class LlamaServer(WithIds):
         if segment.trusted:
             return await self._tokens(segment.text, parse_special=True)
         ids, names = await self._named_tokens(segment.text)
-        for name in filter(looks_like_control, names):
-            if name in segment.text:
-                return tuple(await self.ids_of(segment.broken_up(name)))
-        return ids
+        if (name := segment.named(names)) is None:
+            return ids
+        return tuple(await self.ids_of(segment.broken_up(name)))
 
     async def _named_tokens(self, text: str) -> tuple[tuple[int, ...], list[str]]:
         """Some control tokens are "user-defined", which are found in any text."""

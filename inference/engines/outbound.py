@@ -87,7 +87,7 @@ class Server:
             | ({"authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
-            verify=_certificates() if url.startswith("https") else False,
+            verify=_certificates(),
             follow_redirects=False,
             trust_env=False,
         )

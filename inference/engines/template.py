@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +42,16 @@ class Segment:
 
     text: str
     trusted: bool
+
+    def named(self, names: Iterable[str]) -> str | None:
+        """The first of these tokens' names that is in the text and looks like a control token's.
+
+        Raises RequestRefused where all of them together come too often: each is broken up.
+        """
+        found = {name: self.text.count(name) for name in names if looks_like_control(name)}
+        if sum(found.values()) > MOST_NAMES:
+            raise RequestRefused(f"The text names control tokens more than {MOST_NAMES} times.")
+        return next((name for name, times in found.items() if times), None)
 
     def broken_up(self, name: str) -> "list[Segment]":
         """Pieces of which none holds this token's name whole: other tokens spell it.

@@ -24,6 +24,7 @@ from inference.engines.flavours import (
 )
 from inference.engines.outbound import Server
 from inference.engines.template import (
+    LAYOUTS,
     Layout,
     Segment,
     filled,
@@ -69,6 +70,8 @@ class Vllm(WithIds):
             text = await self.text_of(ids)
             is_whole = all(text.count(mark) == 1 for mark in marks)
             is_same = is_whole and (await self._tokens(text))[0] == ids
+            if len(self._layouts) >= LAYOUTS:
+                del self._layouts[next(iter(self._layouts))]
             self._layouts[roles] = layout_of(text, marks) if is_same else None
         return self._layouts[roles]
 
@@ -86,11 +89,9 @@ class Vllm(WithIds):
 
     async def tokenize(self, segment: Segment) -> tuple[int, ...]:
         ids, names = await self._tokens(segment.text)
-        controls = [] if segment.trusted else filter(looks_like_control, names)
-        for name in controls:
-            if name in segment.text:
-                return tuple(await self.ids_of(segment.broken_up(name)))
-        return ids
+        if segment.trusted or (name := segment.named(names)) is None:
+            return ids
+        return tuple(await self.ids_of(segment.broken_up(name)))
 
     async def _tokens(self, text: str) -> tuple[tuple[int, ...], list[str]]:
         body = {

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -12,6 +13,7 @@ import pytest
 from django.conf import settings as site_settings
 
 from bench.site import Person, Site
+from deploy.sockets import Socket
 
 pytestmark = pytest.mark.skipif(
     "sqlite" not in site_settings.DATABASES["default"]["ENGINE"],
@@ -80,6 +82,19 @@ async def test_a_connection_that_never_ends_its_headers_is_closed(site: Site):
         assert await asyncio.gather(*(reader.read() for reader, _ in lines)) == [b""] * 20
     for _, writer in lines:
         writer.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 4096, 65_537])
+def test_a_frame_is_unmasked_as_the_standard_says_and_in_a_moment(size: int):
+    socket, mask = object.__new__(Socket), b"\x00\xff\x5a\x01"
+    payload = random.Random(size).randbytes(size)
+    started = time.perf_counter()
+    plain = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
+    byte_by_byte = time.perf_counter() - started
+    started = time.perf_counter()
+    assert socket._unmask(payload, mask) == plain
+    if size > 65_000:
+        assert time.perf_counter() - started < byte_by_byte / 3  # a tenth and less
 
 
 @pytest.mark.parametrize("opcode", [0x00, 0x89, 0x8A], ids=["continuation", "ping", "pong"])

@@ -2,6 +2,9 @@
 
 import asyncio
 import itertools
+import re
+import ssl
+from typing import Any
 
 import pytest
 
@@ -9,6 +12,7 @@ from inference.engines import upstream as engine_module
 from inference.engines import vllm
 from inference.engines.backends import Backend
 from inference.engines.base import EngineError, Request, RequestRefused, Sampling, Turn, Usage
+from inference.engines.outbound import Server
 from inference.engines.upstream import UpstreamEngine
 from tests.inference.test_upstream import (
     WHOLE,
@@ -79,6 +83,48 @@ async def test_a_text_full_of_control_tokens_is_refused_before_it_costs_much():
         with pytest.raises(RequestRefused, match="more than 200 times"):
             await collect(engine, flood)
     assert len(server.bodies("/tokenize")) < 20
+
+
+async def test_names_of_several_control_tokens_are_counted_together():
+    """Each is broken up in the pieces the others leave: the numbers multiply."""
+
+    def tokenize(body: Any) -> Reply:
+        text = body.get("prompt") or "".join(turn["content"] for turn in body["messages"])
+        names = re.findall("</?a>|.", text)
+        ids = [{"<a>": 1, "</a>": 2}.get(name) or ord(name) for name in names]
+        return said({"tokens": ids, "token_strs": names})
+
+    server = as_vllm(streamed(*WHOLE))
+    server.answers["/tokenize"] = tokenize
+    flood = Request((Turn("user", ("<a>" + "</a>x" * 9) * 21),), Sampling(max_tokens=5))
+    async with upstream("vllm", server) as engine:
+        with pytest.raises(RequestRefused, match="control tokens more than 200 times"):
+            await collect(engine, flood)
+    assert len(server.bodies("/tokenize")) < 20
+
+
+async def test_only_so_many_layouts_of_conversations_are_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(vllm, "LAYOUTS", 3)
+    server = Server("http://127.0.0.1:9")
+    spoken = vllm.Vllm(server, "m")
+
+    async def nothing(*_: object) -> Any:
+        return ""
+
+    for asked in ("_rendered", "text_of"):
+        monkeypatch.setattr(spoken, asked, nothing)
+    for turns in range(1, 9):
+        assert await spoken._layout(("user",) * turns) is None
+    assert len(spoken._layouts) == 3
+    await server.close()
+
+
+async def test_a_certificate_is_looked_at_however_the_scheme_is_written():
+    server = Server("HTTPS://127.0.0.1:9")
+    context = server._client._transport._pool._ssl_context  # type: ignore[attr-defined]
+    assert context.verify_mode == ssl.CERT_REQUIRED
+    assert context.check_hostname
+    await server.close()
 
 
 async def test_an_error_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch):

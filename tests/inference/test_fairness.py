@@ -131,11 +131,25 @@ def test_who_has_nothing_under_way_finds_room_in_a_full_queue_until_it_is_twice_
     settings.MAX_QUEUED = 3  # type: ignore[attr-defined]
     ask(alice, release, 5)
     fairness.require_room(Generation.objects.all(), release, bob)
-    fairness.require_room(Generation.objects.all(), release)  # who has no session yet
     ask(alice, release)
-    for person in (bob, None):
+    with pytest.raises(fairness.QueueFull):
+        fairness.require_room(Generation.objects.all(), release, bob)
+
+
+def test_guests_find_room_in_a_full_queue_and_leave_some_to_members(
+    alice: User, bob: User, release: Release, settings: object
+):
+    """Anybody can be many guests."""
+    settings.MAX_QUEUED = 3  # type: ignore[attr-defined]
+    guest = User.objects.create_guest()
+    ask(alice, release, 3)
+    for somebody in (guest, None):  # None: who has no session yet
+        fairness.require_room(Generation.objects.all(), release, somebody)
+    ask(alice, release)
+    for somebody in (guest, None):
         with pytest.raises(fairness.QueueFull):
-            fairness.require_room(Generation.objects.all(), release, person)
+            fairness.require_room(Generation.objects.all(), release, somebody)
+    fairness.require_room(Generation.objects.all(), release, bob)
 
 
 def test_one_person_has_so_many_answers_under_way_and_titles_are_not_counted(
