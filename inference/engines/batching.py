@@ -29,6 +29,7 @@ SMALLEST_CHUNK = 4
 BEGINNING = 3  # a call takes as long as so many tokens more: the weights are read once
 GAP_STEPS = 1.75  # from one token of a running answer to the next, a chunk between them
 LEAST_STEPS = 0.7  # that a chunk may take, however slow the steps have become meanwhile
+MOST_WEIGHT = 4  # as many times as long, when more people wait for a prompt than are answered
 SMOOTHING = 0.25
 CALM_SMOOTHING = 0.1  # it may have to serve for long
 GUESS_UP_TO = 2  # runs at work; with more, the others' tokens fill the processor already
@@ -293,13 +294,14 @@ class Batcher:
             return max(1, min(CHUNK, run.prompt_tokens - run.position))
         if not self._someone_answers:
             return CHUNK
-        return self._tempo.chunk(max(1.0, self._people(waiting=True) / self._people(waiting=False)))
+        weight = self._people(waiting=True) / self._people(waiting=False)
+        return self._tempo.chunk(min(MOST_WEIGHT, max(1, weight)))
 
     def _people(self, waiting: bool) -> int:
         """Of whose runs some wait for their first token, or for their next one.
 
-        Not runs, so that nobody slows others down by asking much; one without a scope is
-        somebody's of its own.
+        Scopes and not runs, so that nobody slows others down by asking much: a person has one
+        for answers and one for titles. A run without one is somebody's of its own.
         """
         return len({r.scope or id(r) for r in self._runs if r.is_answering is not waiting})
 

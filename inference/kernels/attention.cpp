@@ -36,7 +36,7 @@ int chatsite_attention_passed_on() { return passed_on; }
 namespace {
 
 constexpr int ROWS = 32;    // of queries, most that share a look at the cache
-constexpr int READING = 3;  // a look takes as long as so many rows of its work (measured; it changes no value)
+constexpr int READING = 3;  // a look takes as long as so many rows of its work (measured before few rows were read in registers; it changes no value)
 constexpr int WIDEST = 256; // numbers in a head's key or value
 constexpr uint16_t MASKED = 0xFC00; // minus infinity in 16 bits
 

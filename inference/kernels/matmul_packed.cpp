@@ -43,7 +43,8 @@ template <int ROWS> struct Other {
     int8_t numbers[ROWS * K];
 };
 
-// What is to be added for Q4_0's "less 8", and the scales, widened once for all weights.
+// What is to be added where weights were made unsigned (eight less than each for Q4_0, times EIGHTS),
+// and the scales, widened once for all weights.
 template <int ROWS> struct Aside {
     int32_t correction[ROWS];
     float scale[ROWS];

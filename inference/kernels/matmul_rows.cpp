@@ -1,8 +1,8 @@
 // Products with weights that lie row after row (Q8_0, Q4_1), for x86 processors with AVX2.
 //
 // ggml multiplies each such row by each row of the other side for itself. Here, eight rows of
-// weights are brought side by side once, and every row of the other side is multiplied by all
-// eight together. A product's blocks are summed in whole numbers and added up in order, so a
+// weights (sixteen with AVX-512) are brought side by side once, and every row of the other side is
+// multiplied by all of them together. A product's blocks are summed in whole numbers and added up in order, so a
 // row of the other side gets the same values whether it comes alone or among others.
 
 #include "ggml-cpu-impl.h"
@@ -67,7 +67,7 @@ struct Panel {
 };
 
 // A block of the other side, its scales widened. sum: of its numbers, times the scale.
-// less: what a product of weights made unsigned is too large by.
+// less: added to a product of weights made unsigned, which is too large by as much.
 struct Other {
     int32_t numbers[K / 4]; // four signed bytes each
     float scale, sum;
@@ -197,7 +197,7 @@ struct Q4_1 {
 
 // --- the work -----------------------------------------------------------------------------
 
-// `rows`: a panel's, or at the end of the weights half as many.
+// As many of `rows` as a panel has; at the end of the weights there may be half as many left.
 template <class Format> void bring_together(const char * weights, size_t stride, int rows, int blocks, Panel * to) {
     const char * next = weights + PANEL * stride;
     for (int b = 0; b < blocks; ++b, weights += Format::BYTES, ++to) {
@@ -220,7 +220,7 @@ template <class Format> void bring_together(const char * weights, size_t stride,
     }
 }
 
-// For one row, bringing weights together costs more than it saves. The values are the same.
+// For few rows, bringing weights together costs more than it saves. The values are the same.
 template <class Format> void multiply_alone(const char * weights, size_t stride, const Other * others, int blocks, float * to) {
     const char * next = weights + SIDE * stride;
     __m256 total = _mm256_setzero_ps();

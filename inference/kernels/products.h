@@ -4,6 +4,8 @@
 
 #include <immintrin.h>
 
+namespace {
+
 // Weights are asked for in the order in which they lie, before they are read in another: the
 // processor looks ahead for itself only where reading goes straight on, and memory is what takes time.
 inline void fetch(const void * from, int bytes) {
@@ -39,3 +41,5 @@ inline __m256i add_products(__m256i sum, __m256i w, __m256i y) {
 }
 
 #endif
+
+} // namespace

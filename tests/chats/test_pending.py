@@ -8,6 +8,7 @@ from django.db import connection, transaction
 
 from chats.models import Chat, Message
 from chats.pending import PendingMessage
+from inference.models import Generation
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -34,3 +35,29 @@ def test_who_changes_a_waiting_message_does_not_stand_in_the_way_of_an_end(answe
     other.join()
     assert Message.objects.filter(text="Then?").count() == 1
     assert not PendingMessage.objects.exists()
+
+
+def test_a_waiting_message_asked_beside_an_answer_counts_as_one_more(
+    alice, signed_in, release, settings
+):
+    settings.MAX_RUNS_EACH = 2
+    client = signed_in(alice)
+
+    def post(url, **data):
+        return client.post(url, data, headers={"accept": "application/json"})
+
+    post("/chats/", text="Hello", client_id=uuid4())
+    ended = Message.objects.get(role="assistant")
+    ended.generation.cancel()
+    post(f"/messages/{ended.pk}/versions/", client_id=uuid4())
+    chat = Chat.objects.get()
+    url = f"/chats/{chat.pk}"
+    post(f"{url}/messages/", text="And then?", client_id=uuid4())
+    held = chat.pending.get()
+    post("/chats/", text="Hello again", client_id=uuid4())
+    post(f"{url}/branch/", message=ended.pk)
+    assert post(f"/pending/{held.pk}/", now=1).status_code == 429
+    assert chat.pending.exists()
+    Generation.objects.filter(status="queued").latest("pk").cancel()
+    assert post(f"/pending/{held.pk}/", now=1).status_code == 200
+    assert not chat.pending.exists()

@@ -362,27 +362,6 @@ def test_continuing_with_the_id_of_another_send_is_counted(client_of_alice, rele
     assert again.status_code == 429
 
 
-def test_a_waiting_message_asked_beside_an_answer_counts_as_one_more(
-    client_of_alice, release, settings
-):
-    settings.MAX_RUNS_EACH = 2
-    post(client_of_alice, "/chats/", text="Hello", client_id=uuid4())
-    ended = Message.objects.get(role="assistant")
-    ended.generation.cancel()
-    post(client_of_alice, f"/messages/{ended.pk}/versions/", client_id=uuid4())
-    chat = Chat.objects.get()
-    url = f"/chats/{chat.pk}"
-    post(client_of_alice, f"{url}/messages/", text="And then?", client_id=uuid4())
-    held = chat.pending.get()
-    post(client_of_alice, "/chats/", text="Hello again", client_id=uuid4())
-    post(client_of_alice, f"{url}/branch/", message=ended.pk)
-    assert post(client_of_alice, f"/pending/{held.pk}/", now=1).status_code == 429
-    assert chat.pending.exists()
-    Generation.objects.filter(status="queued").latest("pk").cancel()
-    assert post(client_of_alice, f"/pending/{held.pk}/", now=1).status_code == 200
-    assert not chat.pending.exists()
-
-
 def test_guests_of_one_address_share_a_limit(release, settings):
     settings.RATE_LIMITS = {**settings.RATE_LIMITS, "send_address": "2/m"}
     statuses = [

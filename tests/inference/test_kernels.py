@@ -157,26 +157,58 @@ def other_side(rows: int, count: int, seed: int) -> bytes:
     return b"".join(parts)
 
 
+def side_by_side(
+    call: str, weights: bytes, other: bytes, rows: int, columns: int, deep: int
+) -> Floats:
+    """Results two apart from one row to the next; what is between them is left alone."""
+    to = np.zeros((rows, columns + 2), np.float32)
+    getattr(ggml, call)(
+        ctypes.c_int(32 * deep), POINTER(to.ctypes.data), ctypes.c_size_t(columns + 2),
+        weights, other, ctypes.c_int(rows), ctypes.c_int(columns),
+    )  # fmt: skip
+    assert not to[:, columns:].any()
+    return to[:, :columns]
+
+
 @pytest.mark.parametrize("kind", ["q4_0", "iq4_nl"])
 @pytest.mark.parametrize(("call", "rows"), [("gemm", 4), ("gemm", 28), ("gemv", 1)])
-@pytest.mark.parametrize("columns", [16, 24])
+@pytest.mark.parametrize("columns", [8, 16, 24])
 def test_weights_side_by_side_are_multiplied_as_ggml_does(
     kind: str, call: str, rows: int, columns: int
 ):
     deep, together = 9, min(rows, 4)
     weights = blocks(deep * columns // 8, 128, seed=10)
     other = b"".join(other_side(together, deep, seed) for seed in range(rows // together))
-    found = []
-    for who in ("__wrap_ggml", "ggml"):
-        to = np.zeros((rows, columns), np.float32)
-        getattr(ggml, f"{who}_{call}_{kind}_8x8_q8_0")(
-            ctypes.c_int(32 * deep), POINTER(to.ctypes.data), ctypes.c_size_t(columns),
-            weights, other, ctypes.c_int(rows), ctypes.c_int(columns),
-        )  # fmt: skip
-        found.append(to)
-    ours, ggmls = found
+    ours, ggmls = (
+        side_by_side(f"{who}_{call}_{kind}_8x8_q8_0", weights, other, rows, columns, deep)
+        for who in ("__wrap_ggml", "ggml")
+    )
     assert np.abs(ours).min() > 0
     assert np.abs(ours - ggmls).max() < 1e-4 * np.abs(ggmls).max()
+
+
+def of_row(four: bytes, row: int, deep: int) -> bytes:
+    """One row's blocks out of those of four, which have scales first and take turns by eights."""
+    found = b""
+    for at in range(0, len(four), len(four) // deep):
+        scales, numbers = four[at : at + 8], four[at + 8 : at + 136]
+        found += scales[2 * row : 2 * row + 2]
+        found += b"".join(numbers[32 * i + 8 * row : 32 * i + 8 * row + 8] for i in range(4))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "iq4_nl"])
+@pytest.mark.parametrize("columns", [8, 40])
+def test_a_row_beside_others_gets_the_same_of_weights_side_by_side(kind: str, columns: int):
+    deep = 9
+    weights = blocks(deep * columns // 8, 128, seed=12)
+    fours = [other_side(4, deep, seed) for seed in range(5)]
+    many = f"__wrap_ggml_gemm_{kind}_8x8_q8_0"
+    together = side_by_side(many, weights, b"".join(fours), 20, columns, deep)
+    for at in range(20):
+        row = of_row(fours[at // 4], at % 4, deep)
+        alone = side_by_side(f"__wrap_ggml_gemv_{kind}_8x8_q8_0", weights, row, 1, columns, deep)
+        assert np.array_equal(alone[0], together[at])
 
 
 # --- rotation -----------------------------------------------------------------------------
@@ -237,14 +269,16 @@ def attention(
         graph.at, graph.tensor(query), keys, values, seen, scale, FLOAT(0), FLOAT(cap)
     )
     ours, passed_on = ggml.chatsite_attention_ours(), ggml.chatsite_attention_passed_on()
-    found = graph.result(made, queries, HEADS * SHARED, cache[1].shape[-1], threads=threads)
+    found = graph.result(made, queries, len(query), cache[1].shape[-1], threads=threads)
     assert ggml.chatsite_attention_ours() - ours == (not cap)
     assert ggml.chatsite_attention_passed_on() - passed_on == bool(cap)
     return found
 
 
 def textbook(query: Floats, cache: tuple[Floats, Floats], mask: Floats) -> Floats:
-    keys, values = (np.repeat(part, SHARED, axis=0).astype(np.float64) for part in cache)
+    keys, values = (
+        np.repeat(part, len(query) // HEADS, axis=0).astype(np.float64) for part in cache
+    )
     scores = query @ keys.swapaxes(1, 2) / query.shape[-1] ** 0.5
     scores = np.where(mask, scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -252,9 +286,9 @@ def textbook(query: Floats, cache: tuple[Floats, Floats], mask: Floats) -> Float
     return found
 
 
-def case(queries: int, key_width: int = 64, value_width: int = 64):
+def case(queries: int, key_width: int = 64, value_width: int = 64, shared: int = SHARED):
     """Queries that see a little more of the cache each, with gaps in what they see."""
-    query = numbers(HEADS * SHARED, queries, key_width, seed=5)
+    query = numbers(HEADS * shared, queries, key_width, seed=5)
     cache = numbers(HEADS, CELLS, key_width, seed=6), numbers(HEADS, CELLS, value_width, seed=7)
     first = 90
     mask = np.arange(CELLS)[None] <= first + np.arange(queries)[:, None]
@@ -274,8 +308,9 @@ def test_attention_is_the_textbooks_but_for_rounding(
 
 
 @pytest.mark.parametrize("kind", [F16, Q8_0])
-def test_a_query_is_answered_the_same_alone_and_among_others(graph: Graph, kind: int):
-    query, cache, mask = case(70)
+@pytest.mark.parametrize("shared", [1, 2, 3, 4, 5])
+def test_a_query_is_answered_the_same_alone_and_among_others(graph: Graph, kind: int, shared: int):
+    query, cache, mask = case(70, 64, 96, shared)
     together = attention(graph, query, cache, mask, kind)
     for first, last in (0, 1), (31, 32), (69, 70), (5, 7), (40, 70):
         some = attention(graph, query[:, first:last], cache, mask[first:last], kind)
