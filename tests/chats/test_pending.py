@@ -48,7 +48,7 @@ def test_a_waiting_message_asked_beside_an_answer_counts_as_one_more(
 
     post("/chats/", text="Hello", client_id=uuid4())
     ended = Message.objects.get(role="assistant")
-    ended.generation.cancel()
+    Generation.objects.get().cancel()
     post(f"/messages/{ended.pk}/versions/", client_id=uuid4())
     chat = Chat.objects.get()
     url = f"/chats/{chat.pk}"
