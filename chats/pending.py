@@ -53,13 +53,8 @@ class PendingMessage(models.Model):
             if first and first.created_at <= self.created_at:
                 earlier = first.created_at - timedelta(milliseconds=1)
                 PendingMessage.objects.filter(pk=self.pk).update(created_at=earlier)
-        if (leaf := self.chat.leaf) and leaf.generation and self.waits_for_an_answer:
+        leaf = self.chat.leaf
+        if leaf and leaf.generation and leaf.generation.is_active:
             leaf.generation.cancel()  # its end asks the next message
         else:
             self.chat.ask_next()
-
-    @property
-    def waits_for_an_answer(self) -> bool:
-        """To the end of one that is under way in the shown branch."""
-        leaf = self.chat.leaf
-        return bool(leaf and leaf.generation and leaf.generation.is_active)

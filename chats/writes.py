@@ -136,7 +136,8 @@ def pending(request: HttpRequest, pending_id: UUID) -> HttpResponse:
     if _is_delete(request):
         item.withdraw()
     elif request.POST.get("now"):
-        if not item.waits_for_an_answer:  # else it was admitted, and another ends for it
+        leaf = item.chat.leaf
+        if not (leaf and leaf.is_answering):  # else that answer ends for it
             require_room(request)
         item.ask_now()
     else:

@@ -48,7 +48,8 @@ class Segment:
 
         Raises RequestRefused where all of them together come too often: each is broken up.
         """
-        found = {name: self.text.count(name) for name in names if looks_like_control(name)}
+        controls = dict.fromkeys(filter(looks_like_control, names))  # each once: a flood has many
+        found = {name: self.text.count(name) for name in controls}
         if sum(found.values()) > MOST_NAMES:
             raise RequestRefused(f"The text names control tokens more than {MOST_NAMES} times.")
         return next((name for name, times in found.items() if times), None)
