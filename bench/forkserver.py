@@ -45,6 +45,7 @@ def follow(what: Callable[[Order], None], order: Order) -> None:
     code = 1
     try:
         os.close(0)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a worker waits for children of its own
         what(order)
         code = 0
     except BaseException:  # a fork must never fall back into the server's loop

@@ -12,24 +12,22 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from accounts.admin import RecordAdmin
+from accounts.admin import RecordAdmin, staff
 from accounts.models import User
 from inference.aliases import Alias, AliasArm
 from inference.audit import ReleaseEvent
 from inference.backend import Backend
-from inference.models import Chunk, DailyUsage, Generation, Prompt, Worker
+from inference.file_admin import FileJobAdmin
+from inference.models import Chunk, DailyUsage, FileJob, Generation, Prompt, Worker
 from inference.releases import LEARNT, Model, Release, ReleaseError
+
+admin.site.register(FileJob, FileJobAdmin)
 
 
 def link(row: Any, text: str = "") -> SafeString:
     """A link to a row's own admin page."""
     page = reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_change", args=[row.pk])
     return format_html('<a href="{}">{}</a>', page, text or str(row))
-
-
-def staff(request: HttpRequest) -> User:
-    assert isinstance(request.user, User)
-    return request.user
 
 
 @admin.register(Model)
@@ -83,7 +81,7 @@ class ReleaseAdmin(admin.ModelAdmin):
     list_filter = ("state", "engine", "model")
     list_select_related = ("model",)
     search_fields = ("model__slug", "weights_file", "weights_sha256")
-    actions = ("promote", "retire", "warm")
+    actions = ("promote", "retire", "warm", "verify")
     form = ReleaseForm
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
@@ -109,6 +107,12 @@ class ReleaseAdmin(admin.ModelAdmin):
     def warm(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
         for release in releases:
             tell(self, request, partial(release.warm, staff(request)), f"{release} will be loaded.")
+
+    @admin.action(description="Verify: compare the file with its hash", permissions=["change"])
+    def verify(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
+        for release in releases:
+            done = f"The file of {release} will be compared. See: Model file jobs."
+            tell(self, request, partial(FileJob.verify, release, staff(request)), done)
 
 
 def promote(release: Release, by: User) -> None:

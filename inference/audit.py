@@ -24,6 +24,7 @@ class ReleaseEvent(models.Model):
         ROLL_BACK = "roll back"
         RETIRE = "retire"
         WARM = "warm"
+        VERIFY = "verify"
         SERVER = "server", "server connected or changed"
         BREAK = "break", "could not be loaded"
 

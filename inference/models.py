@@ -18,6 +18,7 @@ from inference.audit import ReleaseEvent
 from inference.backend import Backend
 from inference.context import Fitted
 from inference.engines.base import Request, Sampling, Turn
+from inference.file_jobs import FileJob
 from inference.live_log import LiveLog
 from inference.queue import GenerationQuerySet
 from inference.releases import Model, Release
@@ -30,6 +31,7 @@ __all__ = [
     "Backend",
     "Chunk",
     "DailyUsage",
+    "FileJob",
     "Generation",
     "Model",
     "Prompt",

@@ -7,12 +7,13 @@ from pathlib import Path
 from django.conf import settings
 
 from inference.audit import By
+from inference.catalogue import Entry, register
 from inference.download import Advance
 from inference.engines.trial import prove
 from inference.hashes import sha256_of
-from inference.model_files import Wanted, fetch
-from inference.models import Model, Release
-from inference.sources import LocalFile, ModelFileError, Source, file_name, parse
+from inference.model_files import Wanted, fetch, is_verified, of_entry
+from inference.releases import Model, Release
+from inference.sources import LocalFile, ModelFileError, Source, file_name, outside, parse
 
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -37,10 +38,14 @@ class Pull:
         sha256: str = "",
         trust_first_use: bool = False,
         context: int | None = None,
+        is_public: bool = False,
         **_: object,
     ) -> "Pull":
-        """Raises ModelFileError unless it is said where from, what as, and how it is known."""
-        found = parse(source)
+        """Raises ModelFileError unless it is said where from, what as, and how it is known.
+
+        is_public: it is asked for by somebody who may not reach what is not public.
+        """
+        found = outside(source) if is_public else parse(source)
         if not SLUG.fullmatch(name or ""):
             raise ModelFileError("Give the model a name: --name my-model")
         if sha256 and not SHA256.fullmatch(sha256.lower()):
@@ -76,6 +81,14 @@ class Pull:
 
     def _fetch(self, download: Advance, unpack: Advance) -> str:
         return fetch(self.source, Wanted(self.path, self.sha256), download, unpack, _try)
+
+
+def pull_known(entry: Entry, download: Advance, unpack: Advance, by: By) -> Release:
+    """What the catalogue has: its file, unless it is here already, and its release."""
+    wanted = of_entry(entry, settings.MODELS_DIR)
+    if entry.source and not is_verified(wanted):
+        fetch(entry.source, wanted, download, unpack)
+    return register(entry, by)
 
 
 def _try(path: Path, sha256: str) -> None:

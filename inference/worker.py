@@ -17,7 +17,7 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db.models.functions import Now
 
-from inference import collector, doorbell, wakeups
+from inference import collector, doorbell, file_watch, wakeups
 from inference.database import in_database
 from inference.engines.base import Engine, EngineError
 from inference.models import Release, Worker
@@ -115,11 +115,13 @@ class WorkerProcess:
             await in_database(self._release.learn, self._engine.fingerprint())
         looking = asyncio.create_task(self._stop_when_unwanted())
         following = asyncio.create_task(self._follow_servers())
+        files = asyncio.create_task(file_watch.watch())
         running = asyncio.create_task(self._runner.run())
         stopping = asyncio.create_task(self._stop.wait())
         async with self._taking_messages():
             await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
         looking.cancel()
+        files.cancel()
         with contextlib.suppress(DatabaseError):  # it is away; answers go on all the same
             await self._set(state=Worker.State.DRAINING)
         await self._runner.drain(settings.DRAIN_SECONDS)

@@ -6,15 +6,18 @@ answer of bounded size; the key is in no error.
 
 import asyncio
 import json
+import socket
 import ssl
 import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import aclosing, contextmanager
 from email.utils import parsedate_to_datetime
 from functools import cache
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from math import isfinite
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import httpx
 
@@ -28,6 +31,7 @@ ANSWER_SECONDS = 30.0
 MAX_ANSWER_BYTES = 64 << 20
 MAX_ERROR_BYTES = 64 << 10
 MAX_QUOTED = 200  # characters of a server's own words in an error
+NAT64 = IPv6Network("64:ff9b::/96")
 MAX_REST = 30.0  # seconds of a Retry-After that are honoured
 AT_FAULT = {400, 404, 405, 413, 415, 422, 501}  # the request is: no other try goes better
 
@@ -69,6 +73,71 @@ def file_client() -> httpx.Client:
     Proxies of the environment count: files come from outside, servers are the operator's own.
     """
     return httpx.Client(verify=ssl.create_default_context(), timeout=httpx.Timeout(30, connect=10))
+
+
+def public_file_client() -> httpx.Client:
+    """The same for an address that somebody chose who may not reach this machine's neighbours.
+
+    Where the environment names a proxy everything goes over that: what it lets through is for
+    whoever runs it.
+    """
+    timeout = httpx.Timeout(30, connect=10)
+    proxies = getproxies()
+    if proxy := proxies.get("https") or proxies.get("all"):
+        verify = ssl.create_default_context()
+        return httpx.Client(proxy=proxy, verify=verify, timeout=timeout, trust_env=False)
+    return httpx.Client(transport=_Public(), timeout=timeout)
+
+
+class NotPublic(Exception):
+    """The address leads to this machine or its neighbours."""
+
+
+class _Public(httpx.BaseTransport):
+    """Looks each name up once, and connects to what it found there if that is public."""
+
+    def __init__(self) -> None:
+        self._inner = httpx.HTTPTransport(verify=ssl.create_default_context())
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        url = request.url
+        request.extensions = {**request.extensions, "sni_hostname": url.host}
+        addresses = _public_addresses(url.host, url.port or 443)
+        for last, address in enumerate(addresses, start=1 - len(addresses)):
+            request.url = url.copy_with(host=address)
+            try:
+                return self._inner.handle_request(request)
+            except httpx.ConnectError:
+                if not last:
+                    raise
+        raise AssertionError("a name has one address at least")
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def _public_addresses(host: str, port: int) -> list[str]:
+    """Raises NotPublic when one of them is not, ConnectError for a name without any."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise httpx.ConnectError(f"{host} has no address") from error
+    addresses = [str(place[0]) for *_, place in found]
+    if not all(map(is_public, addresses)):
+        raise NotPublic(f"{host} is not an address of the public network; refused.")
+    return addresses
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public network, however it is wrapped."""
+    ip = ip_address(address.partition("%")[0])
+    if isinstance(ip, IPv6Address):
+        wrapped = ip.ipv4_mapped or ip.sixtofour or (ip in NAT64 and IPv4Address(int(ip) % 2**32))
+        if wrapped:
+            return is_public(str(wrapped))
+        if ip.teredo:
+            return False
+    return ip.is_global and not ip.is_multicast
 
 
 class Server:

@@ -1,5 +1,6 @@
-"""`manage.py models`: list, pull, verify, promote, rollback, retire, warm, connect, tune."""
+"""`manage.py models`: list, pull, verify, promote, rollback, retire, warm, connect, tune, work."""
 
+import signal
 import sys
 import time
 from argparse import ArgumentParser
@@ -12,7 +13,8 @@ from django.db import DatabaseError
 from django.db.models import QuerySet
 from tqdm import tqdm
 
-from inference import connecting
+from deploy import lifeline
+from inference import connecting, file_work
 from inference.catalogue import CATALOGUE, Entry, register
 from inference.engines.base import EngineError
 from inference.management.commands.worker import ensure_tables, named_model, named_release
@@ -71,6 +73,7 @@ class Command(BaseCommand):
             named = verbs.add_parser(verb, help=what)
             named.add_argument("release", help="SLUG@VERSION; SLUG is its newest")
 
+        verbs.add_parser("work", help="do what was asked for in the admin, as workers do")
         connect = verbs.add_parser("connect", help="take a model server of yours into use")
         connecting.add_arguments(connect)
         tune = verbs.add_parser("tune", help="find the best weight format for this machine")
@@ -157,6 +160,11 @@ class Command(BaseCommand):
 
     def tune(self, model: str, **options: Any) -> None:
         tuning.tune(self.say, named_model(model), BY.format("tune"), **options)
+
+    def work(self, **_: Any) -> None:
+        lifeline.follow()
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+        file_work.do_all()
 
     # --- who gets what --------------------------------------------------------------------
     def promote(self, release: str, **_: Any) -> None:

@@ -1,0 +1,187 @@
+"""Pulls and verifications of model files that staff ask for; `file_work.py` does them."""
+
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.db import models, transaction
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+from inference.audit import ReleaseEvent
+from inference.catalogue import CATALOGUE
+from inference.releases import Release, ReleaseError
+from inference.sources import ModelFileError, file_name, outside
+
+if TYPE_CHECKING:
+    from accounts.models import User
+
+LEASE = timedelta(seconds=30)
+MOST_ATTEMPTS = 3
+MOST_WAITING = 20
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+class NotOurs(Exception):
+    """Somebody cancelled the job, or another process has taken it over."""
+
+
+class FileJobQuerySet(models.QuerySet["FileJob"]):
+    def active(self) -> "FileJobQuerySet":
+        return self.filter(state__in=(FileJob.State.WAITING, FileJob.State.RUNNING))
+
+    def free(self) -> "FileJobQuerySet":
+        """Those that nobody works on: new ones, and those whose process is gone."""
+        lost = Q(state=FileJob.State.RUNNING, lease_until__lt=Now())
+        return self.filter(Q(state=FileJob.State.WAITING) | lost)
+
+    def is_busy(self) -> bool:
+        return self.filter(state=FileJob.State.RUNNING, lease_until__gte=Now()).exists()
+
+    def is_due(self) -> bool:
+        """Whether `claim` would give one."""
+        return self.free().exists() and not self.is_busy()
+
+    def claim(self) -> "FileJob | None":
+        """The oldest that is free, for this process alone; none while another is worked on."""
+        with transaction.atomic():
+            free = list(self.free().select_for_update().order_by("pk"))
+            for job in () if self.is_busy() else free:
+                if job.take():
+                    return job
+        return None
+
+
+class FileJob(models.Model):
+    """A pull or a verification of a model file. It is its own audit trail: nobody changes it."""
+
+    class Kind(models.TextChoices):
+        PULL = "pull"
+        VERIFY = "verify"
+
+    class State(models.TextChoices):
+        WAITING = "waiting"
+        RUNNING = "running"
+        DONE = "done"
+        FAILED = "failed"
+        CANCELLED = "cancelled"
+
+    kind = models.CharField(max_length=10, choices=Kind, default=Kind.PULL)
+    source = models.CharField(max_length=500, blank=True)
+    name = models.SlugField(max_length=80, blank=True)
+    title = models.CharField(max_length=120, blank=True)
+    sha256 = models.CharField("SHA-256", max_length=64, blank=True)
+    context_tokens = models.PositiveIntegerField(null=True, blank=True)
+    release = models.ForeignKey(
+        Release, null=True, blank=True, on_delete=models.SET_NULL, related_name="file_jobs"
+    )
+    state = models.CharField(max_length=10, choices=State, default=State.WAITING)
+    step = models.CharField(max_length=40, blank=True)
+    done_bytes = models.PositiveBigIntegerField(default=0)
+    total_bytes = models.PositiveBigIntegerField(default=0, help_text="0: not known yet")
+    outcome = models.CharField(max_length=500, blank=True)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    by = models.CharField(max_length=150, help_text="Who asked for it")
+    node = models.CharField(max_length=200, blank=True, help_text="The machine that does it")
+    asked_at = models.DateTimeField(db_default=Now())
+    cancelled_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    lease_until = models.DateTimeField(null=True, blank=True)
+    attempts = models.PositiveIntegerField(default=0, help_text="Also its fence")
+
+    objects = FileJobQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-pk"]
+        verbose_name = "model file job"
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.source or self.release}"[:120]
+
+    @property
+    def is_active(self) -> bool:
+        return self.state in (self.State.WAITING, self.State.RUNNING)
+
+    @classmethod
+    def verify(cls, release: Release, by: "User") -> "FileJob":
+        """Have the file of a release compared with its hash. Raises ReleaseError."""
+        if not release.weights_file:
+            raise ReleaseError(f"{release} has no file.")
+        job = cls(kind=cls.Kind.VERIFY, release=release, user=by, by=by.get_username())
+        try:
+            job.clean()
+        except ValidationError as error:
+            raise ReleaseError(" ".join(error.messages)) from error
+        job.save()
+        return job
+
+    def clean(self) -> None:
+        if FileJob.objects.active().count() >= MOST_WAITING:
+            raise ValidationError("Many jobs are waiting. Try again when some have ended.")
+        if self.kind == self.Kind.PULL and self.source not in CATALOGUE:
+            self._check_order()
+
+    def _check_order(self) -> None:
+        try:
+            file_name(outside(self.source))
+        except ModelFileError as error:
+            raise ValidationError({"source": str(error)}) from error
+        if not self.name:
+            raise ValidationError({"name": "Give the model a name, such as my-model."})
+        if not SHA256.fullmatch(self.sha256):
+            told = "Say what the file must be: 64 hexadecimal digits, as its publisher states them."
+            raise ValidationError({"sha256": told})
+
+    def cancel(self) -> None:
+        """A running one ends at its next piece; what it fetched stays for another pull."""
+        mine = FileJob.objects.active().filter(pk=self.pk)
+        mine.filter(cancelled_at=None).update(cancelled_at=Now())
+        mine.filter(state=self.State.WAITING).update(state=self.State.CANCELLED, ended_at=Now())
+
+    # --- for the process that does it -----------------------------------------------------
+    def take(self) -> bool:
+        """For this process, within `claim`; not one that was cancelled, or lost too often."""
+        from inference.models import Worker
+
+        if self.cancelled_at:
+            self.end(self.State.CANCELLED)
+        elif self.attempts >= MOST_ATTEMPTS:
+            self.end(self.State.FAILED, f"Its process was lost {self.attempts} times.")
+        else:
+            self._mine().update(
+                state=self.State.RUNNING,
+                attempts=F("attempts") + 1,
+                node=Worker.this_node(),
+                lease_until=Now() + LEASE,
+            )
+            self.refresh_from_db()
+        return self.state == self.State.RUNNING
+
+    def renew(self, **fields: Any) -> None:
+        """Keep it. Raises NotOurs when it is cancelled, or somebody else's."""
+        mine = self._mine().filter(cancelled_at=None)
+        if not mine.update(lease_until=Now() + LEASE, **fields):
+            raise NotOurs
+
+    def give_back(self) -> None:
+        """The next process goes on with it."""
+        self._mine().update(state=self.State.WAITING)
+
+    def end(self, state: str, outcome: str = "", release: Release | None = None) -> None:
+        facts = {"release": release} if release else {}
+        self._mine().update(state=state, outcome=outcome[:500], ended_at=Now(), **facts)
+        self.refresh_from_db()
+
+    def note(self, outcome: str) -> None:
+        """What a verification found, in the release's trail."""
+        if self.release:
+            facts = {"from_state": self.release.state, "note": outcome[:300]}
+            self.release.note(ReleaseEvent.Action.VERIFY, self.user or self.by, **facts)
+
+    def _mine(self) -> FileJobQuerySet:
+        """This row, while it is as it was taken: attempts are its fence."""
+        return FileJob.objects.active().filter(pk=self.pk, attempts=self.attempts)
