@@ -331,4 +331,5 @@ def is_exact(build: str) -> bool:
     Measured with our kernels, which are for x86 processors with AVX2. llama.cpp's own do not
     with every format of weights.
     """
-    return "kernels = " in build and not any(f"{it} = 1" in build for it in ("LLAMAFILE", "GPU"))
+    others = ("LLAMAFILE", "GPU", "AMX_INT8")  # whatever multiplies in place of our kernels
+    return "kernels = " in build and not any(f"{it} = 1" in build for it in others)

@@ -2,6 +2,13 @@
 # compiles our kernels into its library for the CPU, in place of the functions they are named for.
 # Without AVX2 it adds nothing.
 set(OUR_KERNELS "${CMAKE_CURRENT_LIST_DIR}")
+
+# Not llama.cpp's products on AMX tiles: they would take the weights from our kernels, and compiled by
+# GCC 12 they end the process (only 8 of the 64 bytes that set the tiles up are written).
+if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
+  add_compile_options(-U__AMX_INT8__)
+endif()
+
 set(OUR_KERNELS_REPLACE
   ggml_graph_compute
   ggml_compute_forward_flash_attn_ext ggml_compute_forward_fwht

@@ -116,6 +116,7 @@ def test_a_llama_cpp_that_gives_other_answers_beside_others(settings, monkeypatc
         ("CPU : AVX = 1 | AVX2 = 1 | REPACK = 1 |", False),
         ("CPU : AVX2 = 1 | LLAMAFILE = 1 | OPENMP = 1 | kernels = 1", False),
         ("CPU : AVX2 = 1 | REPACK = 1 | kernels = 1 GPU = 1", False),
+        ("CPU : AVX512 = 1 | AMX_INT8 = 1 | REPACK = 1 | kernels = 1", False),
         ("CPU : NEON = 1 | ARM_FMA = 1 | REPACK = 1 |", False),
     ],
 )

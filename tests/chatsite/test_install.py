@@ -71,5 +71,6 @@ def test_llama_cpp_is_the_build_that_gives_equal_answers():
     assert "LLAMAFILE = 1" not in build, (
         "run `make dev`: llama-cpp-python was not compiled by deploy/install.py"
     )
+    assert "AMX_INT8 = 1" not in build, "llama.cpp's own products on AMX tiles"
     if sys.platform == "linux":  # a Mac's compiler has no OpenMP
         assert "OPENMP = 1" in build, "its threads cannot be told to sleep"
