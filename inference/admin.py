@@ -58,7 +58,7 @@ OPERATED = ("id", "cannot_continue")  # of a release; the rest never changes, or
 
 
 class ReleaseForm(forms.ModelForm):
-    """A release added here has the file of another one: files are brought by operators."""
+    """A release added here has the file of another one: a file is brought by a pull."""
 
     def clean(self) -> dict[str, Any]:
         facts: dict[str, Any] = super().clean() or {}
@@ -68,7 +68,7 @@ class ReleaseForm(forms.ModelForm):
             file = {name: facts.get(name) for name in ("weights_file", "weights_sha256")}
             if not facts.get("weights_sha256") or not Release.objects.filter(**file).exists():
                 raise forms.ValidationError(
-                    "No release has this file and SHA-256. Bring it with: ./manage.py models pull"
+                    "No release has this file and SHA-256. Have it pulled first (Model file jobs)."
                 )
         return facts
 

@@ -83,7 +83,7 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType({entry.slug: entry for entry i
 EMBEDDERS = {entry.slug for entry in _ENTRIES if entry.engine == "wordllama"}  # they answer nobody
 
 
-def register(entry: Entry, by: "By" = "serve") -> "Release":
+def register(entry: Entry, by: "By" = "serve", *, is_live: bool = True) -> "Release":
     """The release that runs this entry, made the first time. Safe to repeat.
 
     A release is known by its engine and the hash of its weights, so that new weights make a
@@ -95,6 +95,7 @@ def register(entry: Entry, by: "By" = "serve") -> "Release":
     return model.record(
         {"engine": entry.engine, "weights_sha256": entry.file_sha256},
         by,
+        is_live=is_live,
         weights_file=entry.file_name,
         weights_bytes=entry.file_bytes,
         context_tokens=entry.context_tokens,

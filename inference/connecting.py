@@ -15,7 +15,7 @@ from inference.audit import ReleaseEvent
 from inference.backend import KEY_PREFIX, Backend
 from inference.engines.base import EngineError
 from inference.models import Model, Release
-from inference.pulls import SLUG
+from inference.sources import SLUG
 
 if TYPE_CHECKING:
     from inference.engines.flavours import Found

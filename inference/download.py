@@ -33,18 +33,20 @@ def origin_of(part: Path) -> Path:
     return part.with_name(f"{part.name}.from")
 
 
-def download(address: str, part: Path, advance: Advance, *, is_public: bool = False) -> None:
+def download(address: str, part: Path, advance: Advance, *, public_only: bool = False) -> None:
     """Bring the whole file to `part`, going on after what is there of it already.
 
-    is_public: the address is somebody's who may not reach this machine's neighbours.
+    public_only: the address is somebody's who may not reach this machine's neighbours.
     Raises ModelFileError, and OSError for the disk; what has come by then is kept.
     """
-    with public_file_client() if is_public else file_client() as door:
+    with public_file_client() if public_only else file_client() as door:
         for number in range(1, TRIES + 1):
             try:
                 _attempt(door, address, part, advance)
             except NotPublic as error:
                 raise ModelFileError(str(error)) from error
+            except (httpx.InvalidURL, ValueError) as error:
+                raise ModelFileError("The server sends on to what is no address.") from error
             except (httpx.TransportError, _BrokeOff) as error:
                 reason = error
                 time.sleep(PAUSE_SECONDS * number if number < TRIES else 0)
@@ -87,7 +89,8 @@ def _what_is_there(address: str, part: Path) -> tuple[int, str]:
 def _mark(response: httpx.Response) -> str:
     """What If-Range takes: a strong entity tag, or the date of the last change."""
     tag = str(response.headers.get("etag", ""))
-    return tag if tag and not tag.startswith("W/") else response.headers.get("last-modified", "")
+    mark = tag if tag and not tag.startswith("W/") else response.headers.get("last-modified", "")
+    return str(mark) if mark.isascii() else ""
 
 
 @contextlib.contextmanager
@@ -122,18 +125,19 @@ def _refuse(response: httpx.Response, address: str) -> None:
 def _write(response: httpx.Response, part: Path, start: int, advance: Advance) -> None:
     length = int(response.headers.get("content-length") or 0)
     room = shutil.disk_usage(part.parent).free - RESERVE_BYTES
-    _check_room(length, room)
+    check_room(length, room)
     with part.open("r+b" if start else "wb") as file:
         file.seek(start)
         file.truncate()
         done = start
         for block in response.iter_raw():
-            _check_room(done - start + len(block), room)
+            check_room(done - start + len(block), room)
             file.write(block)
             done += len(block)
             advance(done, start + length if length else 0)
 
 
-def _check_room(needed: int, room: int) -> None:
+def check_room(needed: int, room: int) -> None:
+    """Raises OSError."""
     if needed > room:
         raise OSError(errno.ENOSPC, "larger than the free space")

@@ -13,12 +13,20 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from accounts.admin import RecordAdmin, staff
+from accounts.models import User
 from inference.catalogue import CATALOGUE
-from inference.file_jobs import FileJob, FileJobQuerySet
+from inference.models import FileJob, Worker
 from inference.sources import OUTSIDE
 
 
 class PullForm(forms.ModelForm):
+    asked_by: User
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.instance._state.adding:
+            self.instance.user, self.instance.by = self.asked_by, self.asked_by.get_username()
+
     class Meta:
         model = FileJob
         fields = ("source", "name", "title", "sha256", "context_tokens")
@@ -32,7 +40,7 @@ class PullForm(forms.ModelForm):
 
 
 class FileJobAdmin(RecordAdmin):
-    """A process beside a worker does it: the pages show how far it is, and come anew until then."""
+    """A process beside a worker does it: a job's page shows how far it is, until it is over."""
 
     form = PullForm
     list_display = ("asked_at", "what", "progress", "by", "node")
@@ -45,8 +53,13 @@ class FileJobAdmin(RecordAdmin):
     def has_add_permission(self, request: HttpRequest) -> bool:
         return admin.ModelAdmin.has_add_permission(self, request)
 
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self.has_cancel_permission(request) or super().has_view_permission(request, obj)
+
     def has_cancel_permission(self, request: HttpRequest) -> bool:
-        return self.has_add_permission(request)
+        """Whoever may have one done: a pull, or (by an action of releases) a verification."""
+        may_verify = request.user.has_perm("inference.change_release")
+        return self.has_add_permission(request) or may_verify
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -55,24 +68,29 @@ class FileJobAdmin(RecordAdmin):
         every = [field.name for field in FileJob._meta.fields]
         return ["progress", *every] if obj else list(PullForm.Meta.fields)
 
-    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        obj.user, obj.by = staff(request), staff(request).get_username()
-        super().save_model(request, obj, form, change)
+    def get_form(
+        self, request: HttpRequest, obj: Any = None, change: bool = False, **options: Any
+    ) -> Any:
+        """A new job knows who asks for it before it is checked: each may have so many waiting."""
+        form = super().get_form(request, obj, change, **options)
+        return type("Form", (form,), {"asked_by": staff(request)})
 
     def response_add(self, request: HttpRequest, obj: Any, *rest: Any) -> HttpResponse:
         return redirect("admin:inference_filejob_change", obj.pk)
 
-    def changeform_view(self, request: HttpRequest, object_id: Any = None, *rest: Any) -> Any:
-        page = super().changeform_view(request, object_id, *rest)
-        return fresh(page, FileJob.objects.filter(pk=object_id))
-
-    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
-        return fresh(super().changelist_view(request, extra_context), FileJob.objects.all())
+    def change_view(self, request: HttpRequest, object_id: str, *rest: Any, **also: Any) -> Any:
+        """The browser asks for the page again while the job is not over."""
+        may_cancel = self.has_cancel_permission(request)
+        page = super().change_view(request, object_id, extra_context={"may_cancel": may_cancel})
+        is_shown = request.method == "GET" and page.status_code == HTTPStatus.OK
+        if is_shown and FileJob.objects.active().filter(pk=object_id).exists():
+            page.headers["Refresh"] = "2"
+        return page
 
     @admin.action(description="Cancel", permissions=["cancel"])
     def cancel(self, request: HttpRequest, jobs: QuerySet[FileJob]) -> None:
         for job in jobs:
-            job.cancel()
+            job.cancel(staff(request))
 
     @admin.display(description="job")
     def what(self, job: FileJob) -> str:
@@ -80,6 +98,8 @@ class FileJobAdmin(RecordAdmin):
 
     @admin.display(description="progress")
     def progress(self, job: FileJob) -> SafeString | str:
+        if job.state == job.State.WAITING and not Worker.objects.living().exists():
+            return "Waiting for a worker; none is running. Or run: ./manage.py models work"
         if job.state != job.State.RUNNING or not job.step:
             return f"{job.get_state_display()}. {job.outcome}"
         told = f"{job.step}: {filesizeformat(job.done_bytes)}"
@@ -87,10 +107,3 @@ class FileJobAdmin(RecordAdmin):
             return told
         of = (job.done_bytes, job.total_bytes, told, filesizeformat(job.total_bytes))
         return format_html('<progress value="{}" max="{}"></progress> {} of {}', *of)
-
-
-def fresh(page: Any, jobs: FileJobQuerySet) -> Any:
-    """Let the browser ask for the page again while one of the jobs is not over."""
-    if page.status_code == HTTPStatus.OK and jobs.active().exists():
-        page.headers["Refresh"] = "2"
-    return page

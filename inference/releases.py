@@ -52,16 +52,19 @@ class Model(models.Model):
     @classmethod
     def named(cls, slug: str, **defaults: str) -> "Model":
         """The model of this name, made if there is none. Raises ReleaseError for an alias's."""
-        try:
-            return cls.objects.get(slug=slug)
-        except cls.DoesNotExist:
-            model = cls(slug=slug, **{"title": slug, **defaults})
+        if not cls.objects.filter(slug=slug).exists():
+            cls.check_name(slug, **defaults)
+        return cls.objects.get_or_create(slug=slug, defaults={"title": slug, **defaults})[0]
+
+    @classmethod
+    def check_name(cls, slug: str, **defaults: str) -> None:
+        """Raises ReleaseError unless it is a model's, or may become one's."""
+        model = cls(slug=slug, **{"title": slug, **defaults})
         try:
             model.clean_fields()
             model.clean()
         except ValidationError as error:
             raise ReleaseError(f"{slug}: {' '.join(error.messages)}") from error
-        return cls.objects.get_or_create(slug=slug, defaults={"title": slug, **defaults})[0]
 
     def live_release(self) -> "Release | None":
         return self.releases.filter(state=Release.State.LIVE).first()
@@ -76,10 +79,12 @@ class Model(models.Model):
             raise ReleaseError(f"{self.slug} has no {which}. See: ./manage.py models list")
         return release
 
-    def record(self, same: Mapping[str, Any], by: By, **fields: Any) -> "Release":
+    def record(
+        self, same: Mapping[str, Any], by: By, *, is_live: bool = True, **fields: Any
+    ) -> "Release":
         """The release with the facts `same`, made with `fields` as well if there is none yet.
 
-        The first release of a model goes live, every other one is a candidate.
+        The first release of a model goes live if it may, every other one is a candidate.
         """
         with transaction.atomic():
             self.lock()
@@ -87,30 +92,23 @@ class Model(models.Model):
             if known:
                 return known
             newest = self.releases.order_by("-version").first()
-            is_first = newest is None
+            is_live = is_live and newest is None
             release = self.releases.create(
                 version=newest.version + 1 if newest else 1,
-                state=Release.State.LIVE if is_first else Release.State.CANDIDATE,
+                state=Release.State.LIVE if is_live else Release.State.CANDIDATE,
                 **{**(newest.prices() if newest else {}), **same, **fields},
             )
             release.note(ReleaseEvent.Action.ADD, by, from_state="")
         return release
 
     def add_release(
-        self,
-        path: Path,
-        by: By,
-        *,
-        sha256: str = "",
-        context_tokens: int | None = None,
-        parameters: Mapping[str, Any] | None = None,
-    ) -> "Release":
-        """Record a GGUF file in MODELS_DIR as a release.
+        self, path: Path, by: By, *, sha256: str = "", context_tokens: int | None = None,
+        parameters: Mapping[str, Any] | None = None, is_live: bool = True,
+    ) -> "Release":  # fmt: skip
+        """Record a GGUF file in MODELS_DIR as a release. Raises EngineError for a broken one.
 
         Its hash is computed, the context is what the model was trained with and the parameters
-        those of the newest release, unless given. The same file with the same settings is the
-        same release.
-        Raises EngineError for a broken file.
+        those of the newest release, unless given. Same file, same settings: the same release.
         """
         header = read_header(path)
         newest = self.releases.order_by("-version").first()
@@ -125,6 +123,7 @@ class Model(models.Model):
         return self.record(
             same,
             by,
+            is_live=is_live,
             weights_file=str(path.relative_to(settings.MODELS_DIR)),
             weights_bytes=path.stat().st_size,
             template_sha256=header.template_sha256,

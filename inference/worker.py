@@ -101,6 +101,7 @@ class WorkerProcess:
         """
         await in_database(self._register)
         self._listen_for_the_end()
+        files = asyncio.create_task(file_watch.watch())  # what is loaded may wait for it
         seconds = await self._load()
         collector.settle()
         sys.setswitchinterval(SWITCH_SECONDS)
@@ -115,7 +116,6 @@ class WorkerProcess:
             await in_database(self._release.learn, self._engine.fingerprint())
         looking = asyncio.create_task(self._stop_when_unwanted())
         following = asyncio.create_task(self._follow_servers())
-        files = asyncio.create_task(file_watch.watch())
         running = asyncio.create_task(self._runner.run())
         stopping = asyncio.create_task(self._stop.wait())
         async with self._taking_messages():

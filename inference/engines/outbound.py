@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import aclosing, contextmanager
 from email.utils import parsedate_to_datetime
 from functools import cache
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from math import isfinite
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -31,7 +31,9 @@ ANSWER_SECONDS = 30.0
 MAX_ANSWER_BYTES = 64 << 20
 MAX_ERROR_BYTES = 64 << 10
 MAX_QUOTED = 200  # characters of a server's own words in an error
-NAT64 = IPv6Network("64:ff9b::/96")
+NAT64, UNICAST = IPv6Network("64:ff9b::/96"), IPv6Network("2000::/3")
+EXAMPLES = IPv6Network("3fff::/20")  # which this Python takes for public
+INSIDE = (IPv4Network("192.0.0.0/24"), IPv4Network("168.63.129.16/32"))  # clouds' own, too
 MAX_REST = 30.0  # seconds of a Retry-After that are honoured
 AT_FAULT = {400, 404, 405, 413, 415, 422, 501}  # the request is: no other try goes better
 
@@ -84,6 +86,7 @@ def public_file_client() -> httpx.Client:
     timeout = httpx.Timeout(30, connect=10)
     proxies = getproxies()
     if proxy := proxies.get("https") or proxies.get("all"):
+        proxy = proxy if "://" in proxy else f"http://{proxy}"
         verify = ssl.create_default_context()
         return httpx.Client(proxy=proxy, verify=verify, timeout=timeout, trust_env=False)
     return httpx.Client(transport=_Public(), timeout=timeout)
@@ -107,7 +110,7 @@ class _Public(httpx.BaseTransport):
             request.url = url.copy_with(host=address)
             try:
                 return self._inner.handle_request(request)
-            except httpx.ConnectError:
+            except (httpx.ConnectError, httpx.ConnectTimeout):
                 if not last:
                     raise
         raise AssertionError("a name has one address at least")
@@ -117,14 +120,15 @@ class _Public(httpx.BaseTransport):
 
 
 def _public_addresses(host: str, port: int) -> list[str]:
-    """Raises NotPublic when one of them is not, ConnectError for a name without any."""
+    """Raises NotPublic when one of them is not, or there is none: a name inside is told from no
+    name by nobody."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise httpx.ConnectError(f"{host} has no address") from error
+    except (OSError, UnicodeError):
+        found = []
     addresses = [str(place[0]) for *_, place in found]
-    if not all(map(is_public, addresses)):
-        raise NotPublic(f"{host} is not an address of the public network; refused.")
+    if not addresses or not all(map(is_public, addresses)):
+        raise NotPublic(f"{host} has no address, or one that is not of the public network.")
     return addresses
 
 
@@ -135,9 +139,8 @@ def is_public(address: str) -> bool:
         wrapped = ip.ipv4_mapped or ip.sixtofour or (ip in NAT64 and IPv4Address(int(ip) % 2**32))
         if wrapped:
             return is_public(str(wrapped))
-        if ip.teredo:
-            return False
-    return ip.is_global and not ip.is_multicast
+        return ip in UNICAST and ip.is_global and not ip.teredo and ip not in EXAMPLES
+    return ip.is_global and not ip.is_multicast and not any(ip in it for it in INSIDE)
 
 
 class Server:

@@ -1,6 +1,6 @@
 # Read by CMake when llama.cpp's "ggml" is configured (CMAKE_PROJECT_ggml_INCLUDE, deploy/install.py):
 # compiles our kernels into its library for the CPU, in place of the functions they are named for.
-# Without AVX2 it adds nothing.
+# Without AVX2 it adds none of them.
 set(OUR_KERNELS "${CMAKE_CURRENT_LIST_DIR}")
 
 # Not llama.cpp's products on AMX tiles: they would take the weights from our kernels, and compiled by
@@ -45,4 +45,15 @@ function(add_our_kernels)
   endforeach()
 endfunction()
 
+# In llama.cpp's library itself, which is made after this project.
+function(add_cache_pages)
+  if(CMAKE_SYSTEM_NAME STREQUAL "Linux" AND TARGET llama)
+    get_property(folder GLOBAL PROPERTY OUR_KERNELS)
+    target_sources(llama PRIVATE "${folder}/cache_pages.cpp")
+    target_link_options(llama PRIVATE "-Wl,--wrap=ggml_backend_buffer_clear")
+  endif()
+endfunction()
+
 cmake_language(DEFER CALL add_our_kernels)
+set_property(GLOBAL PROPERTY OUR_KERNELS "${OUR_KERNELS}")
+cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL add_cache_pages)

@@ -37,8 +37,8 @@ FORMATS = {
 
 
 def path_of(source: Path, name: str) -> Path:
-    """Where the file goes: beside its source, named for the format."""
-    return source.with_name(f"{source.stem}.{name.replace('+', '-')}.gguf")
+    """Where the file goes: into a folder that no pull writes to, named for the format."""
+    return source.parent / "tuned" / f"{source.stem}.{name.replace('+', '-')}.gguf"
 
 
 def make(source: Path, name: str, target: Path) -> None:

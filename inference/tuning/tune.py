@@ -127,6 +127,7 @@ def _names(asked: str | None) -> Sequence[str]:
 def _made(name: str, reference: Path, most: float | None) -> Row:
     path = path_of(reference, name)
     if not path.exists():
+        path.parent.mkdir(exist_ok=True)
         part = path.with_suffix(".part")
         try:
             words = (str(reference), name, str(part))

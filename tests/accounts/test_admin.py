@@ -50,7 +50,7 @@ def run(alice: User) -> Generation:
     PendingMessage.objects.create(chat=chat, user=alice, text=SECRET, client_id=uuid4())
     alias = Alias.objects.create(slug="default", title="Default")
     alias.arms.create(model=release.model)
-    FileJob.objects.create(source="simulated", by="charlie")
+    FileJob.objects.create(source="simulated", by="somebody")
     return run
 
 
@@ -180,7 +180,7 @@ def test_a_release_is_added_with_other_settings_but_with_no_other_file(signed_in
         "cannot_continue": "interrupt",
     }  # fmt: skip
     for refused in (asked, asked | {"weights_file": ""}, asked | {"weights_sha256": ""}):
-        assert "models pull" in client.post(page, refused).content.decode()
+        assert "Have it pulled first" in client.post(page, refused).content.decode()
     known = {"engine": "llama_cpp", "weights_file": "a.gguf", "weights_sha256": "1" * 64}
     run.release.model.record(known, "test", context_tokens=256)
     asked |= {"weights_file": "a.gguf", "version": 3}

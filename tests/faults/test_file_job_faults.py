@@ -42,7 +42,7 @@ def wait_until(job: FileJob, state: str, seconds: float = 60, **also: Any) -> Fi
 
 def test_a_worker_has_a_pull_done_that_staff_asked_for(workers, charlie):
     workers.start().wait_until_ready()
-    job = wait_until(FileJob.objects.create(source="simulated", by="charlie"), "done")
+    job = wait_until(FileJob.objects.create(source="simulated", user=charlie, by="charlie"), "done")
     assert job.outcome == "Release simulated@1 is recorded (live)."
 
 
@@ -57,9 +57,9 @@ def test_the_process_of_a_job_ends_with_its_worker_and_the_next_one_goes_on(
     wait_until(job, "waiting")
     wait_for(lambda: not command_of(pid), 5, "the process to end")
     second = workers.start().wait_until_ready()
-    assert wait_until(job, "running", attempts=2).by == "charlie"
+    assert wait_until(job, "running", fence=2).by == "charlie"
     wait_for(lambda: bool(at_work(second)), 5, "the next process")
-    job.cancel()
+    job.cancel(charlie)
     wait_until(job, "cancelled")
 
 
@@ -72,6 +72,6 @@ def test_a_job_whose_process_was_killed_is_begun_again_when_its_lease_is_over(
     [pid] = at_work(worker)
     os.kill(pid, signal.SIGKILL)
     FileJob.objects.filter(pk=job.pk).update(lease_until=Now() - timedelta(seconds=1))
-    job = wait_until(job, "running", attempts=2, done_bytes__gt=0)
-    job.cancel()
+    job = wait_until(job, "running", fence=2, done_bytes__gt=0)
+    job.cancel(charlie)
     wait_until(job, "cancelled")

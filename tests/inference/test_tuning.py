@@ -38,8 +38,9 @@ def test_the_table_marks_the_best():
     assert [line.endswith("best") for line in lines] == [False, False, True]
 
 
-def test_files_of_formats_lie_beside_their_source():
-    assert path_of(Path("/m/a.Q4_1.gguf"), "IQ4_NL+Q8_0") == Path("/m/a.Q4_1.IQ4_NL-Q8_0.gguf")
+def test_files_of_formats_lie_where_no_pull_can_put_a_file_that_would_be_taken_for_one():
+    made = Path("/m/tuned/a.Q4_1.IQ4_NL-Q8_0.gguf")
+    assert path_of(Path("/m/a.Q4_1.gguf"), "IQ4_NL+Q8_0") == made
 
 
 @pytest.fixture

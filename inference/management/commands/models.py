@@ -1,5 +1,6 @@
 """`manage.py models`: list, pull, verify, promote, rollback, retire, warm, connect, tune, work."""
 
+import os
 import signal
 import sys
 import time
@@ -164,7 +165,7 @@ class Command(BaseCommand):
     def work(self, **_: Any) -> None:
         lifeline.follow()
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-        file_work.do_all()
+        file_work.do_all(lambda: os.kill(os.getpid(), signal.SIGTERM))
 
     # --- who gets what --------------------------------------------------------------------
     def promote(self, release: str, **_: Any) -> None:
