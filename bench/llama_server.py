@@ -27,6 +27,9 @@ FLAGS = (
     "-DLLAMA_BUILD_SERVER=ON -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF "
     "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
 )
+# GCC 12 drops most of what llama.cpp's products on AMX tiles are set up with, and the server dies
+# of it; without these two optimisations it does not.
+TILES = ("-DCMAKE_CXX_FLAGS=-fno-tree-dse -fno-dse",)
 LOAD_SECONDS = 300
 CMAKE = Path(sys.executable).parent / "cmake"  # deploy/build.lock
 
@@ -38,11 +41,19 @@ def program() -> Path:
         if not os.access(named, os.X_OK):
             raise Problem(f"LLAMA_SERVER names {named}, which is no program. Correct or unset it.")
         return Path(named)
-    folder = CACHE / f"llama-server-{digest(pinned_llama(), llama_flags(), FLAGS)[:12]}"
+    facts = (pinned_llama(), llama_flags(), FLAGS, *tiles())
+    folder = CACHE / f"llama-server-{digest(*facts)[:12]}"
     file = folder / "llama-server"
     if not file.exists():
         _compile(folder, file)
     return file
+
+
+def tiles() -> tuple[str, ...]:
+    """Flags for a processor with AMX."""
+    with suppress(OSError):
+        return TILES if " amx_int8 " in Path("/proc/cpuinfo").read_text() else ()
+    return ()
 
 
 def _compile(folder: Path, file: Path) -> None:
@@ -51,7 +62,7 @@ def _compile(folder: Path, file: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         source = _source(Path(work))
         build = Path(work) / "build"
-        flags = f"{llama_flags()} {FLAGS}".split()
+        flags = [*f"{llama_flags()} {FLAGS}".split(), *tiles()]
         run("Preparing llama-server", [CMAKE, "-S", str(source), "-B", str(build), *flags])
         target = ["--target", "llama-server", "--parallel", str(os.cpu_count() or 1)]
         run("Compiling llama-server", [CMAKE, "--build", str(build), *target])

@@ -31,19 +31,21 @@ class PullForm(forms.ModelForm):
         model = FileJob
         fields = ("source", "name", "title", "sha256", "context_tokens")
         help_texts: ClassVar = {
-            "source": f"{' or '.join(CATALOGUE)}: needs nothing else. Or a source as in {OUTSIDE}.",
+            "source": f"{OUTSIDE}. Or {', '.join(CATALOGUE)}, which need nothing else.",
             "name": "The model it becomes a release of, such as my-model",
             "title": "What people see",
             "sha256": "Of the file, as its publisher states it",
             "context_tokens": "How many tokens it may see; its own number if empty",
         }
+        wide = forms.TextInput(attrs={"size": 80})
+        widgets: ClassVar = {"source": wide, "sha256": wide}
 
 
 class FileJobAdmin(RecordAdmin):
     """A process beside a worker does it: a job's page shows how far it is, until it is over."""
 
     form = PullForm
-    list_display = ("asked_at", "what", "progress", "by", "node")
+    list_display = ("asked_at", "what", "progress", "by")
     list_filter = ("state", "kind")
     list_select_related = ("release__model",)
     search_fields = ("=by", "source", "name", "outcome")
@@ -65,8 +67,9 @@ class FileJobAdmin(RecordAdmin):
         return False
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
-        every = [field.name for field in FileJob._meta.fields]
-        return ["progress", *every] if obj else list(PullForm.Meta.fields)
+        asked: list[Any] = list(PullForm.Meta.fields)
+        found = ["release", "by", "asked_at", "ended_at", "node", "lost"]
+        return ["progress", "kind", *asked, *found] if obj else asked
 
     def get_form(
         self, request: HttpRequest, obj: Any = None, change: bool = False, **options: Any
