@@ -48,7 +48,7 @@ test-browser: dev
 	$(BIN)/python -m pytest -n 2 $(SEVERAL) -m browser tests/browser $(PYTEST)
 
 test-postgres: dev
-	TEST_DATABASE=postgres $(BIN)/python -m pytest -n 2 $(SEVERAL) -m "not browser and not cluster" --ignore=tests/architecture $(PYTEST)
+	TEST_DATABASE=postgres $(BIN)/python -m pytest -m "not browser and not cluster" --ignore=tests/architecture $(PYTEST)
 
 faults: dev ## All kills of the fault tests, on both databases; `make test` has a quarter of them
 	FAULTS=all $(BIN)/python -m pytest tests/faults tests/cluster tests/chatsite/test_failing_disk.py $(PYTEST)
