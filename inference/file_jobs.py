@@ -165,7 +165,7 @@ class FileJob(models.Model):
             self._mine().update(
                 state=self.State.RUNNING,
                 fence=F("fence") + 1,
-                lost=F("lost") + (self.state == self.State.RUNNING),
+                lost=F("lost") + int(self.state == self.State.RUNNING),
                 node=Worker.this_node(),
                 lease_until=Now() + LEASE,
             )
