@@ -137,8 +137,7 @@ class FileJob(models.Model):
         try:
             Model.check_name(self.name)
         except ReleaseError as error:
-            if not Model.objects.filter(slug=self.name).exists():
-                raise ValidationError({"name": str(error)}) from error
+            raise ValidationError({"name": str(error)}) from error
         if not SHA256.fullmatch(self.sha256):
             told = "Say what the file must be: 64 hexadecimal digits, as its publisher states them."
             raise ValidationError({"sha256": told})

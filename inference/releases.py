@@ -58,7 +58,7 @@ class Model(models.Model):
 
     @classmethod
     def check_name(cls, slug: str, **defaults: str) -> None:
-        """Raises ReleaseError unless it is a model's, or may become one's."""
+        """Raises ReleaseError for what cannot be a model's name, such as an alias's."""
         model = cls(slug=slug, **{"title": slug, **defaults})
         try:
             model.clean_fields()
