@@ -10,10 +10,11 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import WebSocketException
 
 from bench.cluster import Cluster
-from bench.faults import connections_ended
+from bench.faults import connections_ended, stopped
 from bench.proxy import Proxy
 from bench.reader import Reader
 from bench.site import Person, found_generation, watch
@@ -26,6 +27,32 @@ pytestmark = needs_nginx
 
 def line_to(cluster: Cluster, seed: int = 1) -> Proxy:
     return Proxy(urlsplit(cluster.url).port or 0, seed=seed)
+
+
+async def test_row_17_a_frozen_redis_holds_up_neither_sockets_nor_an_answer(cluster: Cluster):
+    seconds = 10 if ALL else 4
+    reader = await begin(cluster, "count 250 pace=60")
+    async with reader.person.socket(cluster.replicas[0]) as probe:
+        with stopped(cluster.pids_of("valkey")):
+            reading = asyncio.create_task(reader.finish(cluster.replicas[0]))
+            pings = await _pings(probe, seconds)
+            frozen_at = len(reader.text)
+        await reading
+    assert max(pings) < 0.5  # generous: 100 ms, on a machine that does nothing else
+    assert frozen_at > 20 * seconds  # of 60 characters a second, less the second of the wait
+    assert (reader.text, reader.status) == (" ".join(map(str, range(1, 251))), "done")
+    assert reader.longest_pause < 4  # generous: a second
+
+
+async def _pings(probe: ClientConnection, seconds: float) -> list[float]:
+    """How long each of them took: what the process's event loop needs for its smallest job."""
+    took = []
+    until = time.monotonic() + seconds
+    while (sent := time.monotonic()) < until:
+        await (await probe.ping())
+        took.append(time.monotonic() - sent)
+        await asyncio.sleep(0.06)  # faster, and it is shown out
+    return took
 
 
 async def test_row_22_connections_that_are_ended_again_and_again_leave_nothing_stuck(
