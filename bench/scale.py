@@ -111,6 +111,7 @@ async def sockets(cluster: Cluster) -> dict[str, Any]:
     loaded = await _pings(cluster, person, pid)
     lengths = sum(len(reader.text) for reader in readers) - lengths
     await asyncio.gather(*reads)
+    leave_all()
     return {
         "sockets": SOCKETS,
         "memory of a socket, KiB": round(each, 1),
@@ -231,6 +232,7 @@ async def storm(
         return time.perf_counter() - started
 
     took = await asyncio.gather(*(come_back() for _ in range(returning)))
+    leave_all()
     return {
         "sockets, through nginx to two processes": returning,
         "back, median s": round(median(took), 1),
