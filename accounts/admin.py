@@ -4,7 +4,8 @@ from typing import Any, ClassVar
 
 from django.conf import settings
 from django.contrib import admin
-from django.contrib.auth.admin import UserAdmin
+from django.contrib.auth.admin import GroupAdmin, UserAdmin
+from django.contrib.auth.models import Group
 from django.db import models
 from django.http import HttpRequest
 
@@ -66,6 +67,24 @@ class RecordAdmin(ContentHidingAdmin):
         return False
 
 
+# Rights are given by superusers alone: who may change people or groups would give them to itself.
+RIGHTS = ("is_staff", "is_superuser", "groups", "user_permissions")
+
+admin.site.unregister(Group)
+
+
+@admin.register(Group)
+class RightsAdmin(GroupAdmin):
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return staff(request).is_superuser
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return staff(request).is_superuser
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return staff(request).is_superuser
+
+
 @admin.register(User)
 class PersonAdmin(UserAdmin):
     list_display = ("username", "is_guest", "tier", "is_staff", "is_active", "date_joined")
@@ -79,6 +98,21 @@ class PersonAdmin(UserAdmin):
         *(UserAdmin.fieldsets or ()),
         ("This site", {"fields": ("is_guest", "tier")}),
     )
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[Any, ...]:
+        fixed = tuple(super().get_readonly_fields(request, obj))
+        return fixed if staff(request).is_superuser else fixed + RIGHTS
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return super().has_change_permission(request, obj) and _is_below(staff(request), obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return super().has_delete_permission(request, obj) and _is_below(staff(request), obj)
+
+
+def _is_below(asker: User, person: User | None) -> bool:
+    """Who sets somebody's password can be them."""
+    return asker.is_superuser or person is None or not (person.is_staff or person.is_superuser)
 
 
 @admin.register(Tier)

@@ -9,6 +9,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
+from accounts.limits import client_network
 from accounts.models import User
 
 BACKEND = "django.contrib.auth.backends.ModelBackend"
@@ -40,19 +41,23 @@ def _guest_of(request: HttpRequest) -> User:
     session is gone.
     """
     secret, client_id = request.META.get("CSRF_COOKIE"), request.POST.get("client_id")
+    origin = _digest("origin", client_network(request))
     if not secret or not client_id:
-        return User.objects.create_guest()
-    both = f"{secret} {client_id}"
-    name = f"guest-{salted_hmac('accounts.guests', both, algorithm='sha256').hexdigest()[:32]}"
-    guest = User.objects.filter(username=name).first() or _create_once(name)
+        return User.objects.create_guest(origin=origin)
+    name = f"guest-{_digest('page', f'{secret} {client_id}')}"
+    guest = User.objects.filter(username=name).first() or _create_once(name, origin)
     is_same_page = guest.is_guest and timezone.now() - guest.date_joined < SAME_PAGE
-    return guest if is_same_page and guest.is_active else User.objects.create_guest()
+    return guest if is_same_page and guest.is_active else User.objects.create_guest(origin=origin)
 
 
-def _create_once(name: str) -> User:
+def _digest(what: str, value: str) -> str:
+    return salted_hmac(f"accounts.guests.{what}", value, algorithm="sha256").hexdigest()[:32]
+
+
+def _create_once(name: str, origin: str) -> User:
     try:
         with transaction.atomic():
-            return User.objects.create_guest(name)
+            return User.objects.create_guest(name, origin)
     except IntegrityError:  # the other click was faster
         return User.objects.get(username=name)
 

@@ -50,9 +50,10 @@ class Users(UserManager["User"]):
                 raise
             return alike[0]
 
-    def create_guest(self, username: str = "") -> "User":
+    def create_guest(self, username: str = "", origin: str = "") -> "User":
         """A person without an account, known only by their session."""
-        guest = self.model(username=username or f"guest-{secrets.token_hex(16)}", is_guest=True)
+        name = username or f"guest-{secrets.token_hex(16)}"
+        guest = self.model(username=name, is_guest=True, origin=origin)
         guest.set_unusable_password()
         guest.save(using=self._db)
         return guest
@@ -60,6 +61,12 @@ class Users(UserManager["User"]):
 
 class User(AbstractUser):
     is_guest = models.BooleanField(default=False)
+    origin = models.CharField(
+        max_length=32,
+        blank=True,
+        editable=False,
+        help_text="Of guests: the same for all of one address, which it does not tell",
+    )
     tier = models.ForeignKey(Tier, null=True, blank=True, on_delete=models.SET_NULL)
 
     objects: ClassVar[Users] = Users()
@@ -87,7 +94,7 @@ class User(AbstractUser):
     def become_member(self, username: str, password: str) -> Self:
         """Turn this guest into an account in place, so that every chat stays theirs."""
         self.username = username
-        self.is_guest = False
+        self.is_guest, self.origin = False, ""
         self.set_password(password)
         self.save()
         return self

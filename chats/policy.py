@@ -56,16 +56,17 @@ def write(*methods: str, limit: str = "change") -> Callable[[View], View]:
     return decorate
 
 
-def admit(request: HttpRequest, client_id: UUID) -> Release | None:
+def admit(request: HttpRequest, client_id: UUID, held_in: UUID | None = None) -> Release | None:
     """Count a send against its limit; the repeat of one that was taken is never refused.
 
+    held_in: the chat in which the send may be waiting; one that waits elsewhere is no repeat of it.
     Returns what serves this person, if it was asked for.
     """
     try:
         count(request)
         return require_room(request)
     except (RateLimited, TooBusy, TooManyRuns):
-        if not _is_known(request, client_id):
+        if not _is_known(request, client_id, held_in):
             raise
     return None
 
@@ -105,10 +106,12 @@ def _is_member(request: HttpRequest) -> bool:
     return request.user.is_authenticated and not getattr(request.user, "is_guest", True)
 
 
-def _is_known(request: HttpRequest, client_id: UUID) -> bool:
-    kinds = (Message.objects, PendingMessage.objects)
+def _is_known(request: HttpRequest, client_id: UUID, held_in: UUID | None) -> bool:
     user = request.user
-    return user.is_authenticated and any(kind.knows(user, client_id) for kind in kinds)
+    if not user.is_authenticated:
+        return False
+    held = PendingMessage.objects.filter(chat=held_in) if held_in else PendingMessage.objects.none()
+    return Message.objects.knows(user, client_id) or held.knows(user, client_id)
 
 
 def error(status: int, code: str, sentence: str, retry_after: int | None = None) -> JsonResponse:

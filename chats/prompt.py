@@ -20,7 +20,7 @@ class Window:
 
 def window(question: Message, release: Release) -> Window:
     """The end of the conversation up to `question`, in a cost that its length does not change."""
-    budget = release.context_tokens * CHARACTERS_PER_TOKEN - len(question.text)
+    budget = release.window * CHARACTERS_PER_TOKEN - len(question.text)
     kept = _newest(tree.shape(question.parent_id, MAX_MESSAGES - 1), budget)
     texts = dict(Message.objects.filter(pk__in=[m.pk for m in kept]).values_list("pk", "text"))
     turns = [{"role": m.role, "content": texts[m.pk]} for m in kept if texts[m.pk]]

@@ -48,7 +48,7 @@ def messages(request: HttpRequest, chat_id: UUID) -> HttpResponse:
     """Ask in a chat: below an answer, or beside a question that is edited."""
     chat = find_chat(request, chat_id)
     form = validated(MessageForm, request)
-    admit(request, form["client_id"])
+    admit(request, form["client_id"], held_in=None if form["edits"] else chat.pk)
     if form["edits"]:
         question = get_object_or_404(chat.messages, pk=form["edits"], role=Message.Role.USER)
         made: Message | PendingMessage = question.edit(form["text"], form["client_id"])

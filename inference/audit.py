@@ -27,6 +27,7 @@ class ReleaseEvent(models.Model):
         VERIFY = "verify"
         SERVER = "server", "server connected or changed"
         BREAK = "break", "could not be loaded"
+        BUILD = "build", "loaded by another build of the engine"
 
     release = models.ForeignKey(
         "inference.Release", on_delete=models.CASCADE, related_name="events"

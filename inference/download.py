@@ -15,7 +15,8 @@ import httpx
 from inference.engines.outbound import NotPublic, file_client, public_file_client
 from inference.sources import ModelFileError
 
-TRIES = 5
+TRIES = 5  # in a row that bring hardly anything
+LEAST_BYTES, LEAST_SECONDS = 1 << 20, 60.0  # a line that brings less in that time is given up
 PAUSE_SECONDS = 1.0  # times the number of the try
 REDIRECTS = 5
 RESERVE_BYTES = 64 << 20  # the database and the logs need room too
@@ -40,7 +41,9 @@ def download(address: str, part: Path, advance: Advance, *, public_only: bool = 
     Raises ModelFileError, and OSError for the disk; what has come by then is kept.
     """
     with public_file_client() if public_only else file_client() as door:
-        for number in range(1, TRIES + 1):
+        number = 0
+        while number < TRIES:
+            had = _size(part)
             try:
                 _attempt(door, address, part, advance)
             except NotPublic as error:
@@ -49,6 +52,7 @@ def download(address: str, part: Path, advance: Advance, *, public_only: bool = 
                 raise ModelFileError("The server sends on to what is no address.") from error
             except (httpx.TransportError, _BrokeOff) as error:
                 reason = error
+                number = 1 if _size(part) > had + LEAST_BYTES else number + 1
                 time.sleep(PAUSE_SECONDS * number if number < TRIES else 0)
             else:
                 return
@@ -65,6 +69,8 @@ def _attempt(door: httpx.Client, address: str, part: Path, advance: Advance) -> 
         headers |= {"Range": f"bytes={have}-", "If-Range": mark}
     with _open(door, address, headers) as response:
         if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            if response.headers.get("content-range", "") == f"bytes */{have}":
+                return  # it is whole
             part.unlink()
             raise _BrokeOff("it has changed")
         _refuse(response, address)
@@ -84,6 +90,10 @@ def _what_is_there(address: str, part: Path) -> tuple[int, str]:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return 0, ""
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
 
 def _mark(response: httpx.Response) -> str:
@@ -123,18 +133,35 @@ def _refuse(response: httpx.Response, address: str) -> None:
 
 
 def _write(response: httpx.Response, part: Path, start: int, advance: Advance) -> None:
-    length = int(response.headers.get("content-length") or 0)
+    told = str(response.headers.get("content-length", ""))
+    length = int(told) if told.isdecimal() and told.isascii() else 0
     room = shutil.disk_usage(part.parent).free - RESERVE_BYTES
     check_room(length, room)
     with part.open("r+b" if start else "wb") as file:
         file.seek(start)
         file.truncate()
         done = start
-        for block in response.iter_raw():
-            check_room(done - start + len(block), room)
-            file.write(block)
+        for block in _not_too_slow(response.iter_raw()):
+            try:
+                check_room(done - start + len(block), room)
+                file.write(block)
+            except OSError:  # a file without end must not keep the disk full
+                part.unlink()
+                raise
             done += len(block)
             advance(done, start + length if length else 0)
+
+
+def _not_too_slow(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """One file is fetched at a time: a server that trickles would hold all others up."""
+    since, came = time.monotonic(), 0
+    for block in blocks:
+        came += len(block)
+        if came >= LEAST_BYTES:
+            since, came = time.monotonic(), 0
+        elif time.monotonic() > since + LEAST_SECONDS:
+            raise _BrokeOff(f"less than {LEAST_BYTES >> 20} MB in {LEAST_SECONDS:.0f} seconds")
+        yield block
 
 
 def check_room(needed: int, room: int) -> None:

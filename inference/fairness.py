@@ -4,6 +4,8 @@ Each run is given a turn when it is queued: the turn that is being served now, o
 who has others waiting, one step after the last of these. A step is one over the weight of the
 person's tier. So a person's thousand runs take a thousand turns, and another person's first
 comes after at most one of them. Nothing is counted at a claim: the order is in an index.
+
+Guests of one address are as one person here: anybody can be many guests.
 """
 
 import math
@@ -43,17 +45,21 @@ TURNS = """
             (SELECT MAX(turn) FROM inference_generation
              WHERE release_id = %s AND status = 'running' AND priority = %s),
             0),
-        (SELECT MAX(turn) FROM inference_generation
-         WHERE user_id = %s AND status IN ('queued', 'running') AND release_id = %s
-             AND priority = %s)
+        (SELECT MAX(turn) FROM inference_generation g {of}
+             AND status IN ('queued', 'running') AND release_id = %s AND priority = %s)
 """
+OF_PERSON = TURNS.format(of="WHERE user_id = %s")
+OF_ORIGIN = TURNS.format(of="JOIN accounts_user u ON u.id = g.user_id WHERE u.origin = %s")
 
 
 def turn_of(user: "User", release: "Release", priority: int) -> float:
     """For a new run of this person. Two sends at once may get the same: no harm."""
     lane = [release.pk, priority]
     with connection.cursor() as cursor:
-        cursor.execute(TURNS, [*lane, *lane, user.pk, *lane])
+        if user.origin:
+            cursor.execute(OF_ORIGIN, [*lane, *lane, user.origin, *lane])
+        else:
+            cursor.execute(OF_PERSON, [*lane, *lane, user.pk, *lane])
         now, mine = cursor.fetchone()
     return float(now) if mine is None else max(float(now), mine + 1 / user.weight)
 

@@ -1,5 +1,6 @@
 """Pulls and verifications of model files that staff ask for; `file_work.py` does them."""
 
+from collections.abc import Collection
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from accounts.models import User
 
 LEASE = timedelta(seconds=30)
+STARTING = timedelta(seconds=10)
 MOST_LOST = 3
 MOST_WAITING = 20  # of one person's
 
@@ -42,10 +44,18 @@ class FileJobQuerySet(models.QuerySet["FileJob"]):
         """Whether `claim` would give one."""
         return self.free().exists() and not self.is_busy()
 
-    def claim(self) -> "FileJob | None":
+    def is_mine_to_start(self) -> bool:
+        """`is_due`, told to one of all who ask, and again when nothing has come of that."""
+        if not self.is_due():
+            return False
+        first = self.free().order_by("pk").values_list("pk", flat=True)[:1]
+        quiet = Q(called_at=None) | Q(called_at__lt=Now() - STARTING)
+        return bool(self.filter(quiet, pk__in=list(first)).update(called_at=Now()))
+
+    def claim(self, but: Collection[int] = ()) -> "FileJob | None":
         """The oldest that is free, for this process alone; none while another is worked on."""
         with transaction.atomic():
-            free = list(self.free().select_for_update().order_by("pk"))
+            free = list(self.free().exclude(pk__in=but).select_for_update().order_by("pk"))
             for job in () if self.is_busy() else free:
                 if job.take():
                     return job
@@ -88,6 +98,9 @@ class FileJob(models.Model):
     asked_at = models.DateTimeField(db_default=Now())
     cancelled_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
+    called_at = models.DateTimeField(
+        null=True, blank=True, help_text="When a process was started for it"
+    )
     lease_until = models.DateTimeField(null=True, blank=True)
     fence = models.PositiveIntegerField(default=0, help_text="How often a process has taken it")
     lost = models.PositiveIntegerField(default=0, help_text="How often that process was lost")
@@ -99,7 +112,7 @@ class FileJob(models.Model):
         verbose_name = "model file job"
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.source.partition('?')[0] or self.release}"[:120]
+        return f"{self.kind} {self.told_source or self.release}"[:120]
 
     @property
     def is_active(self) -> bool:
@@ -131,7 +144,7 @@ class FileJob(models.Model):
             file_name(parse_outside(self.source))
         except ModelFileError as error:
             raise ValidationError({"source": str(error)}) from error
-        if not SLUG.fullmatch(self.name):
+        if not SLUG.fullmatch(self.name) or self.name in CATALOGUE:
             told = "Give the model a name of small letters, digits and dashes, such as my-model."
             raise ValidationError({"name": told})
         try:
@@ -147,7 +160,21 @@ class FileJob(models.Model):
         mine = FileJob.objects.active().filter(pk=self.pk, cancelled_at=None)
         mine.update(cancelled_at=Now(), outcome=f"Cancelled by {by.get_username()}.")
         waiting = FileJob.objects.filter(pk=self.pk, state=self.State.WAITING)
-        waiting.update(state=self.State.CANCELLED, ended_at=Now())
+        waiting.update(state=self.State.CANCELLED, ended_at=Now(), source=self.told_source)
+
+    @property
+    def told_source(self) -> str:
+        """What stays of it: keys may be in the rest of an address."""
+        return self.source.partition("?")[0]
+
+    def may_be_done(self) -> bool:
+        """Whether who asked for it is still among those who may."""
+        right = "add_filejob" if self.kind == self.Kind.PULL else "change_release"
+        return (
+            self.user is not None
+            and self.user.is_staff
+            and self.user.has_perm(f"inference.{right}")
+        )
 
     # --- for the process that does it -----------------------------------------------------
     def take(self) -> bool:
@@ -156,8 +183,8 @@ class FileJob(models.Model):
 
         if self.cancelled_at:
             self.end(self.State.CANCELLED, self.outcome)
-        elif self.user is None or not (self.user.is_active and self.user.is_staff):
-            self.end(self.State.FAILED, f"{self.by} is not of the staff any more.")
+        elif not self.may_be_done():
+            self.end(self.State.FAILED, f"{self.by} may not have this done any more.")
         elif self.lost >= MOST_LOST:
             self.end(self.State.FAILED, f"Its process was lost {self.lost} times.")
         else:
@@ -181,12 +208,11 @@ class FileJob(models.Model):
         """The next process goes on with it, unless it is cancelled."""
         self._mine().filter(cancelled_at=None).update(state=self.State.WAITING)
         cancelled = self._mine().filter(cancelled_at__isnull=False)
-        cancelled.update(state=self.State.CANCELLED, ended_at=Now())
+        cancelled.update(state=self.State.CANCELLED, ended_at=Now(), source=self.told_source)
 
     def end(self, state: str, outcome: str, release: Release | None = None) -> None:
-        """The rest of an address goes with it: keys may be in it."""
         facts = {"release": release} if release else {}
-        told = {"outcome": outcome[:500], "source": self.source.partition("?")[0]}
+        told = {"outcome": outcome[:500], "source": self.told_source}
         self._mine().update(state=state, ended_at=Now(), **told, **facts)
         self.refresh_from_db()
 

@@ -25,7 +25,7 @@ async def watch() -> None:
         while True:
             pause = LOOK_SECONDS
             try:
-                if await in_database(FileJob.objects.is_due):
+                if await in_database(FileJob.objects.is_mine_to_start):
                     pause = await _work(reader)
             except (DatabaseError, OSError):
                 log_failure(log, "Model file jobs could not be looked after; trying again.")

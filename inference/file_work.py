@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from django.db import Error as DatabaseError
 from django.db import connection
@@ -36,12 +37,20 @@ def do_all(call_off: Callable[[], None] = lambda: None) -> None:
     call_off: called in a thread when the job at hand is cancelled or somebody else's; it may end
     the process, which waits for a server or a trial load, maybe.
     """
-    while job := FileJob.objects.claim():
+    while _each_once(call_off):
+        time.sleep(BUSY_SECONDS)
+
+
+def _each_once(call_off: Callable[[], None]) -> bool:
+    """Whether some are left: they wait for a folder that somebody else fetches into."""
+    held_up: set[int] = set()
+    while job := FileJob.objects.claim(but=held_up):
         try:
             do(job, call_off)
         except FolderBusyError:
             job.give_back()
-            time.sleep(BUSY_SECONDS)
+            held_up.add(job.pk)
+    return bool(held_up)
 
 
 def do(job: FileJob, call_off: Callable[[], None]) -> None:
@@ -81,18 +90,26 @@ def _carry_out(job: FileJob) -> tuple[Release, str]:
 def _pull(job: FileJob) -> Release:
     """What staff have pulled goes live only if they may have that, too."""
     bars = Progress(job, "Downloading"), Progress(job, "Unpacking")
-    assert job.user
     if entry := CATALOGUE.get(job.source):
         bring_known(entry, *bars)
-        job.renew()
-        return register(entry, job.user, is_live=_may_go_live(job.user))
+        user = _still_there(job)
+        return register(entry, user, is_live=_may_go_live(user))
     order = Pull.of(
         job.source, name=job.name, title=job.title or None, sha256=job.sha256,
-        context=job.context_tokens, public_only=True, is_live=_may_go_live(job.user),
+        context=job.context_tokens, public_only=True,
     )  # fmt: skip
     sha256 = order.bring(*bars)
-    job.renew()  # the last chance to call it off
-    return order.record(sha256, job.user)
+    user = _still_there(job)
+    return replace(order, is_live=_may_go_live(user)).record(sha256, user)
+
+
+def _still_there(job: FileJob) -> User:
+    """The last chance to call it off: who asked for it, with the rights they have by now."""
+    job.renew()
+    job.refresh_from_db()
+    if not job.may_be_done() or job.user is None:
+        raise ReleaseError(f"{job.by} may not have this done any more.")
+    return job.user
 
 
 def _may_go_live(user: User) -> bool:

@@ -19,6 +19,7 @@ MAX_KEYS = 65_536
 MAX_TENSORS = 65_536
 MAX_STRINGS = 4_000_000  # of all lists: the largest vocabularies and their merges have a million
 MAX_NAME_BYTES = 65_535
+MAX_TEXT_BYTES = 16 << 20  # of one that is kept
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_DIMENSIONS = 4
 DEFAULT_ALIGNMENT = 32
@@ -120,7 +121,7 @@ class _Reader:
     def _string(self, most: int = MAX_HEADER_BYTES) -> bytes:
         length: int = self._number("Q")
         if length > most:
-            raise _Broken("is broken: a name in it is too long")
+            raise _Broken("is broken: a text in it is too long")
         return self._take(length)
 
     def _name(self) -> str:
@@ -138,7 +139,7 @@ class _Reader:
 
     def _value(self, kind: int) -> Any:
         if kind == STRING:
-            return self._string().decode(errors="replace")
+            return self._string(MAX_TEXT_BYTES).decode(errors="replace")
         if kind == ARRAY:
             return self._skip_list(self._number("I"), self._number("Q"))
         return self._number(self._code(kind))

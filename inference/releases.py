@@ -88,8 +88,7 @@ class Model(models.Model):
         """
         with transaction.atomic():
             self.lock()
-            known = self.releases.filter(**same).order_by("version").first()
-            if known:
+            if known := self.releases.filter(**same).order_by("version").first():
                 return known
             newest = self.releases.order_by("-version").first()
             is_live = is_live and newest is None
@@ -112,12 +111,11 @@ class Model(models.Model):
         """
         header = read_header(path)
         newest = self.releases.order_by("-version").first()
-        context = context_tokens or header.context_tokens or settings.CONTEXT_TOKENS
         defaults = newest.parameters if newest and parameters is None else dict(parameters or {})
         same = {
             "engine": "llama_cpp",
             "weights_sha256": sha256 or sha256_of(path),
-            "context_tokens": context,
+            "context_tokens": context_tokens or header.context_tokens or settings.CONTEXT_TOKENS,
             "parameters": defaults,
         }
         return self.record(
@@ -233,21 +231,23 @@ class Release(models.Model):
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Raises ReleaseError for a change of what a release is."""
         stored = type(self).objects.filter(pk=self.pk).values(*FROZEN).first() or {}
-        _refuse_frozen(
-            name
-            for name, value in stored.items()
-            if value != getattr(self, name) and not (name in LEARNT and value == "")
-        )
+        changed = [name for name, value in stored.items() if value != getattr(self, name)]
+        _refuse_frozen(name for name in changed if stored[name] or name not in LEARNT)
         super().save(*args, **kwargs)
 
     @property
-    def name(self) -> str:
-        """As commands spell it."""
+    def name(self) -> str:  # as commands spell it
         return f"{self.model.slug}@{self.version}"
 
     @property
     def weights_path(self) -> Path:
         return Path(settings.MODELS_DIR) / self.weights_file
+
+    @property
+    def window(self) -> int:
+        """Tokens it sees at once: as many as its servers do, or no more than this site wants."""
+        is_ours = self.engine != "upstream"
+        return min(settings.CONTEXT_TOKENS, self.context_tokens) if is_ours else self.context_tokens
 
     def prices(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in FROZEN if name.startswith("price_")}
@@ -329,18 +329,20 @@ class Release(models.Model):
             prove(self.weights_path, self.weights_sha256, Path(settings.DATA_DIR) / "trials")
 
     def learn(self, engine_build: str) -> None:
-        """What the first worker that loads it finds out; later ones change nothing."""
+        """What the first worker that loads it finds out; of another build the trail tells, once."""
+        other = {"action": ReleaseEvent.Action.BUILD, "note": engine_build[:300]}
         if not self.engine_build:
             self._set(engine_build=engine_build[:400])
+        elif self.engine_build != engine_build[:400] and not self.events.filter(**other).exists():
+            self.note(by="worker", from_state=self.state, **other)
         if not self.template_sha256 and self.engine == "llama_cpp":
             self._set(template_sha256=read_header(self.weights_path).template_sha256)
 
     def found_broken(self, reason: str) -> None:
         """No worker can load it: people get what it replaced, and its runs do not wait in vain.
 
-        That is for a release that never was loaded, or whose file is another one by now. What
-        did load before is tried again and again: the machine may lack memory, or a disk. With
-        nothing to go back to it stays as it is as well; whoever runs the site has to act.
+        What did load before, and has the same file, is tried again and again: the machine may
+        lack memory, or a disk. With nothing to go back to it stays as it is: somebody has to act.
         """
         from inference.models import Generation, Worker
 
@@ -350,7 +352,6 @@ class Release(models.Model):
         self.note(ReleaseEvent.Action.BREAK, "worker", from_state=self.state, note=reason[:300])
         if not self.is_beyond_use:
             return
-        runs = Generation.objects.filter(release=self)
         former = self.replaced() if self.state == self.State.LIVE else None
         if former and former.state != self.State.RETIRED and not former.is_beyond_use:
             self.model.roll_back("worker")
@@ -359,6 +360,7 @@ class Release(models.Model):
             return
         if self.is_pinned:
             self.retire("worker")  # an alias would go on sending its people here
+        runs = Generation.objects.filter(release=self)
         runs.fail_unheld("The model that was to write this could not be loaded.")
 
     @property

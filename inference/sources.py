@@ -37,7 +37,8 @@ class WebFile:
     public_only: bool = False
 
     def __str__(self) -> str:
-        return self.written
+        """Without what comes after a question mark: keys may be in it."""
+        return self.written.partition("?")[0]
 
 
 @dataclass(frozen=True, slots=True)

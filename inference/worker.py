@@ -43,7 +43,7 @@ def build_engine(release: Release) -> Engine:
 
         return SimulatedEngine(
             slots=settings.WORKER_SLOTS,
-            context_tokens=min(settings.CONTEXT_TOKENS, release.context_tokens),
+            context_tokens=release.window,
             tokens_per_second=settings.SIMULATED_TOKENS_PER_SECOND,
             load_seconds=settings.SIMULATED_LOAD_SECONDS,
         )
@@ -53,7 +53,7 @@ def build_engine(release: Release) -> Engine:
         return LlamaCppEngine(
             Path(settings.MODELS_DIR) / release.weights_file,
             slots=settings.WORKER_SLOTS,
-            context_tokens=min(settings.CONTEXT_TOKENS, release.context_tokens),
+            context_tokens=release.window,
             threads=settings.WORKER_THREADS,
             reproducible=settings.REPRODUCIBLE,
         )

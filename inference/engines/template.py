@@ -49,8 +49,9 @@ class Segment:
         Raises RequestRefused where all of them together come too often: each is broken up.
         """
         controls = dict.fromkeys(filter(looks_like_control, names))  # each once: a flood has many
-        found = {name: self.text.count(name) for name in controls}
-        if sum(found.values()) > MOST_NAMES:
+        is_flood = len(controls) > MOST_NAMES  # a server's names, which may not be in the text
+        found = {} if is_flood else {name: self.text.count(name) for name in controls}
+        if is_flood or sum(found.values()) > MOST_NAMES:
             raise RequestRefused(f"The text names control tokens more than {MOST_NAMES} times.")
         return next((name for name, times in found.items() if times), None)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.contrib import admin
+from django.contrib.auth.models import Permission
 from django.urls import reverse
 from django.utils import timezone
 
@@ -24,6 +25,7 @@ from inference.models import (
     ReleaseEvent,
     Worker,
 )
+from tests.conftest import make_person
 
 SECRET = "the-planted-secret"
 pytestmark = pytest.mark.django_db
@@ -233,3 +235,29 @@ def test_what_staff_do_to_a_server_is_in_the_audit_trail(charlie, signed_in):
     assert not release.backends.exists()
     notes = release.events.filter(user=charlie).order_by("pk").values_list("note", flat=True)
     assert list(notes) == ["one has slots 4", "one has is_draining True", "one is deleted"]
+
+
+def test_who_may_change_people_cannot_give_rights_or_become_somebody_with_them(
+    signed_in, charlie, alice
+):
+    eve = make_person("eve", is_staff=True)
+    eve.user_permissions.set(
+        Permission.objects.filter(content_type__app_label__in=("accounts", "auth"))
+    )
+    client = signed_in(eve)
+    for person in (charlie, eve):
+        page = reverse("admin:accounts_user_change", args=[person.pk])
+        assert (
+            client.post(page, {"username": person.username, "is_superuser": "on"}).status_code
+            == 403
+        )
+        secret = reverse("admin:auth_user_password_change", args=[person.pk])
+        assert client.get(secret).status_code == 403
+        gone = reverse("admin:accounts_user_delete", args=[person.pk])
+        assert client.post(gone, {"post": "yes"}).status_code == 403
+    page = reverse("admin:accounts_user_change", args=[alice.pk])
+    fields = {"username": "alice", "is_active": "on", "is_staff": "on", "is_superuser": "on"}
+    assert client.post(page, {**fields, "first_name": "A"}).status_code == 302
+    alice.refresh_from_db()
+    assert (alice.first_name, alice.is_staff, alice.is_superuser) == ("A", False, False)
+    assert client.get(reverse("admin:auth_group_add")).status_code == 403

@@ -99,7 +99,7 @@ def test_a_job_of_somebody_who_has_left_the_staff_is_not_done(signed_in, charlie
     charlie.is_staff = False
     charlie.save()
     file_work.do_all()
-    assert FileJob.objects.get().outcome == "charlie is not of the staff any more."
+    assert FileJob.objects.get().outcome == "charlie may not have this done any more."
 
 
 def test_without_a_worker_the_page_says_who_could_do_it(signed_in, charlie):

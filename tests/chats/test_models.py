@@ -221,6 +221,13 @@ def test_the_prompt_holds_the_newest_messages_within_a_budget(alice, release):
     assert seen.left_out_before + len(seen.messages) == 401
 
 
+def test_what_a_model_file_says_of_its_context_makes_no_prompt_longer_than_is_seen(alice, release):
+    question = talk(alice, 101, characters=1000).leaf
+    before = len(window(question, release).messages)
+    release.context_tokens = 1 << 31
+    assert len(window(question, release).messages) == before
+
+
 def test_the_prompt_holds_at_most_200_messages(alice, release):
     seen = window(talk(alice, 301).leaf, release)
     assert len(seen.messages) in (199, 200)

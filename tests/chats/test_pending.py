@@ -61,3 +61,26 @@ def test_a_waiting_message_asked_beside_an_answer_counts_as_one_more(
     Generation.objects.filter(status="queued").latest("pk").cancel()
     assert post(f"/pending/{held.pk}/", now=1).status_code == 200
     assert not chat.pending.exists()
+
+
+def test_the_ids_of_waiting_messages_open_no_way_round_the_limits(
+    alice, signed_in, release, settings
+):
+    client = signed_in(alice)
+
+    def post(url, **data):
+        return client.post(url, data, headers={"accept": "application/json"})
+
+    post("/chats/", text="Hello", client_id=uuid4())
+    chat = Chat.objects.get()
+    held = uuid4()
+    post(f"/chats/{chat.pk}/messages/", text="And then?", client_id=held)
+    settings.MAX_RUNS_EACH = 1
+    question = chat.messages.get(role="user")
+    assert post("/chats/", text="And then?", client_id=held).status_code == 429
+    edit = {"text": "And then?", "client_id": held, "edits": question.pk}
+    assert post(f"/chats/{chat.pk}/messages/", **edit).status_code == 429
+    answer = chat.messages.get(role="assistant")
+    assert post(f"/messages/{answer.pk}/versions/", client_id=held).status_code == 429
+    again = post(f"/chats/{chat.pk}/messages/", text="And then?", client_id=held)
+    assert again.status_code == 200  # the repeat of the send itself

@@ -76,11 +76,9 @@ def models(*words: str) -> str:
 
 
 def files(folder: Path) -> list[str]:
-    return (
-        sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-        if folder.exists()
-        else []
-    )
+    """All but the one that a pull locks, which stays."""
+    found = folder.rglob("*") if folder.exists() else []
+    return sorted(str(path.relative_to(folder)) for path in found if path.name != ".lock")
 
 
 def test_pull_puts_the_file_in_place_and_registers_a_live_release(entry, settings):

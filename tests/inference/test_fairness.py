@@ -152,6 +152,17 @@ def test_guests_find_room_in_a_full_queue_and_leave_some_to_members(
     fairness.require_room(Generation.objects.all(), release, bob)
 
 
+def test_the_many_guests_of_one_address_do_not_keep_others_waiting(bob: User, release: Release):
+    for _ in range(20):
+        ask(User.objects.create_guest(origin="one"), release)
+    ask(User.objects.create_guest("elsewhere", origin="another"), release)
+    ask(bob, release)
+    assert sorted(served(release, 4)) == ["b", "e", "g", "g"]
+    member = User.objects.create_guest("member", origin="one").become_member("x", "y")
+    ask(member, release)
+    assert "x" in served(release, 2)
+
+
 def test_one_person_has_so_many_answers_under_way_and_titles_are_not_counted(
     alice: User, bob: User, release: Release, settings: object
 ):

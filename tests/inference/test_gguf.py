@@ -42,7 +42,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "a version to come": (gguf(version=9), "version this site cannot read"),
     "countless keys": (gguf(keys=1 << 40), "counts cannot be right"),
     "more keys than there are": (gguf(keys=60), "is broken"),
-    "a name without end": (gguf({}, (), keys=1)[:24] + HUGE + bytes(64), "name in it is too long"),
+    "a name without end": (gguf({}, (), keys=1)[:24] + HUGE + bytes(64), "text in it is too long"),
     "a text longer than the file": (
         gguf({}, (), keys=1)[:24] + pair("k", "x")[:13] + struct.pack("<Q", 1 << 20),
         "ends before its header",

@@ -54,6 +54,13 @@ def test_what_the_first_worker_learns_stays(release):
         release.save()
 
 
+def test_another_build_of_the_engine_that_loads_a_release_is_in_its_trail_once(release):
+    for build in ("build 1", "build 2", "build 1", "build 2"):
+        release.learn(build)
+    notes = release.events.filter(action="build").values_list("by", "note")
+    assert [(by.partition(" ")[0], note) for by, note in notes] == [("worker", "build 2")]
+
+
 def test_the_first_release_of_a_model_is_live_and_the_next_one_a_candidate(release):
     second = release.model.record(
         {"engine": "simulated", "weights_sha256": "2"}, "test", context_tokens=9

@@ -170,3 +170,9 @@ def test_a_control_tokens_name_is_taken_apart_and_nothing_is_lost():
     pieces = [piece.text for piece in segment.broken_up("<|x|>")]
     assert "".join(pieces) == segment.text
     assert not any("<|x|>" in piece for piece in pieces)
+
+
+def test_a_server_that_names_thousands_of_pieces_is_refused_before_they_are_looked_for():
+    segment = Segment("x" * 32_000, trusted=False)
+    with pytest.raises(RequestRefused, match="more than 200 times"):
+        segment.named(f"<{number}>" for number in range(100_000))

@@ -68,6 +68,17 @@ class FileServer:
         self._server.server_close()
         self._thread.join(10)
 
+    def answer(self, asked: Any) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body for these headers of a request."""
+        tag, size = {"ETag": self.tag}, len(self.content)
+        if not asked.get("Range") or asked.get("If-Range") != self.tag:
+            return 200, tag, self.content
+        start = int(asked["Range"].removeprefix("bytes=").removesuffix("-"))
+        if start >= size:
+            return 416, {"Content-Range": f"bytes */{size}"}, b""
+        span = {"Content-Range": f"bytes {start}-{size - 1}/{size}"}
+        return 206, tag | span, self.content[start:]
+
     def _handler(self) -> Any:
         owner = self
 
@@ -79,16 +90,7 @@ class FileServer:
                 elif owner.status:
                     self._say(owner.status, {}, b"no")
                 else:
-                    self._send_file()
-
-            def _send_file(self) -> None:
-                start, headers = 0, {"ETag": owner.tag}
-                asked = self.headers.get("Range", "")
-                if asked and self.headers.get("If-Range") == owner.tag:
-                    start = int(asked.removeprefix("bytes=").removesuffix("-"))
-                    size = len(owner.content)
-                    headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
-                self._say(206 if start else 200, headers, owner.content[start:])
+                    self._say(*owner.answer(self.headers))
 
             def _say(self, status: int, headers: dict[str, str], body: bytes) -> None:
                 self.send_response(status)
