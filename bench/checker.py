@@ -8,12 +8,16 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from django.db.models import Count, F, Max, QuerySet, Window
 
 if TYPE_CHECKING:
     from inference.models import Chunk, Generation
+
+
+HEEDED = timedelta(seconds=20)  # a stop is, also by who takes over from a frozen worker
 
 
 def check_run(run: "Generation") -> None:
@@ -56,6 +60,8 @@ def complaints() -> Iterator[str]:
             check_run(run)
         except AssertionError as error:
             yield f"{run.pk} ({run.status}, {run.attempts} attempts): {error}"
+    for run in Generation.objects.filter(finished_at__gt=F("cancelled_at") + HEEDED):
+        yield f"{run.pk} went on to {run.finished_at}, stopped at {run.cancelled_at}"
     for chunk in _overtaken():
         yield f"{chunk.generation_id}: event {chunk.seq} is by a worker that had been replaced"
     answered = Message.objects.filter(role="assistant", generation__isnull=False)

@@ -43,6 +43,7 @@ class Cluster:
         }  # fmt: skip
         for name in ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "HOST"):
             self.environment.pop(name, None)
+        self.command = [sys.executable, str(ROOT / "deploy" / "cluster.py")]
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -63,8 +64,7 @@ class Cluster:
         self.folder.mkdir(exist_ok=True)
         with (self.folder / "cluster.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "deploy" / "cluster.py")],
-                cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT,
+                self.command, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         before, deadline = self.log.count("Ready after"), time.monotonic() + seconds
         while self.log.count("Ready after") == before:

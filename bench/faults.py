@@ -168,6 +168,7 @@ FAULTS: dict[str, Fault] = {
     "a worker killed": killed("worker"),
     "every worker killed": every_worker_killed,
     "a worker frozen": frozen("worker", 2, 15),
+    "a worker lost with its host": frozen("worker", 16, 20),
     "a worker told to end": told_to_end("worker"),
     "a worker told to end twice": told_to_end("worker", 2),
     "a realtime process killed": killed("realtime"),

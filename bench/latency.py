@@ -81,12 +81,14 @@ class Stall:
 
 async def _stall(pair: Pair, peer: Peer) -> Stall:
     room = 1700  # more tokens than any of them writes before it is stopped
+    # All made before: making a text of so many tokens takes the processor from who is measured.
     jobs = [pair.job(pair.author().short(), room) for _ in range(RUNNING)]
+    late = pair.job(pair.author().long(LONG_PROMPT), 4)
     running = [Answer() for _ in jobs]
     tasks = [asyncio.create_task(peer.write(j, a)) for j, a in zip(jobs, running, strict=True)]
     while min(len(answer.arrivals) for answer in running) < STEPS_BEFORE:
         await asyncio.sleep(0.01)
-    (long,) = await answer_all(peer, [pair.job(pair.author().long(LONG_PROMPT), 4)])
+    (long,) = await answer_all(peer, [late])
     assert not any(task.done() for task in tasks)
     await _end(tasks, peer)
     return Stall(running, long)

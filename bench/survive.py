@@ -5,6 +5,10 @@ zombies  workers are stopped until others have taken over, and wake up (ZOMBIES=
 redis    Redis does not answer for a minute
 refresh  pages are loaded anew in the middle of an answer
 stop     answers are stopped that are read on one replica and asked to stop on another
+deaths   the cluster's own workers are killed, and its supervisor finds out (MINUTES=5)
+hosts    workers are frozen with all below them, as if their hosts were lost (MINUTES=5)
+rolling  every process is told to end in turn, again and again (MINUTES=5)
+postgres PostgreSQL is restarted as after a crash, again and again (MINUTES=5)
 
 The simulated model answers; every other part is real. Each answer's text must be the one that
 an undisturbed run has; anything else ends the measurement.
@@ -24,6 +28,7 @@ from uuid import UUID, uuid4
 import psycopg
 from tqdm import tqdm
 
+from bench import nemesis
 from bench.cluster import Cluster, running_cluster
 from bench.faults import stopped
 from bench.forks import Forks
@@ -307,15 +312,41 @@ def _times(what: str, seconds: list[float], limit: float = 0) -> dict[str, Any]:
     return found | ({f"{what}, limit of the p95 ms": limit} if limit else {})
 
 
+# --- one fault again and again, while people chat ----------------------------------------------
+MINUTES = float(os.environ.get("MINUTES") or 5)
+
+
+def nothing_but(limit: str, *names: str) -> Callable[[Cluster], Awaitable[dict[str, Any]]]:
+    """A nemesis of these faults alone; `limit` says what its figures are held against."""
+
+    async def part(cluster: Cluster) -> dict[str, Any]:
+        history = await nemesis.ordeal(cluster, MINUTES * 60, SEED, list(names))
+        history.wrong += await asyncio.to_thread(nemesis.all_wrong, cluster, history)
+        assert not history.wrong, history.wrong
+        return {"limit": limit, **nemesis.summary(history)}
+
+    return part
+
+
 PARTS: dict[str, Callable[[Cluster], Awaitable[dict[str, Any]]]] = {
     "kills": kills, "zombies": zombies, "redis": redis, "refresh": refresh, "stop": stop,
+    "deaths": nothing_but("longest pause p95 5 s", "a worker killed"),
+    "hosts": nothing_but("longest pause p95 15 s", "a worker lost with its host"),
+    "rolling": nothing_but(
+        "no try that was told to come back",
+        *(f"a {role} told to end" for role in ("worker", "realtime process", "pages process")),
+    ),
+    "postgres": nothing_but("nothing wrong: each send is taken, once", "PostgreSQL restarted"),
 }  # fmt: skip
 
 
 def main() -> None:
     for part in sys.argv[1:] or list(PARTS):
         with running_cluster(
-            MAX_QUEUED="0", WORKER_SLOTS="16", MAX_ANSWER_TOKENS="4000"
+            MAX_QUEUED="0",
+            WORKER_SLOTS="16",
+            MAX_ANSWER_TOKENS="4000",
+            LOG_RETENTION_SECONDS="86400",  # what is counted at the end
         ) as cluster:
             figures = asyncio.run(PARTS[part](cluster))
         record(f"survive-{part}", figures, "make cluster with the simulated model")

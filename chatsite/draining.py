@@ -4,7 +4,7 @@ from chats import consumers
 from chatsite import health
 
 SOCKETS_PER_SECOND = 200  # reconnects are spread, so that whoever gets them is not flooded
-MOST_SECONDS = 2.0  # less than gunicorn's graceful_timeout, after which it kills
+MOST_SECONDS = 10.0  # gunicorn kills later than that: deploy/gunicorn.conf.py
 
 
 async def begin_draining() -> None:

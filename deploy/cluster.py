@@ -31,8 +31,9 @@ DRAIN_SECONDS = 25.0
 WITH_US = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 LIFELINE = os.pipe()  # gunicorn and the workers end when its other end, which is ours, is gone
 NO_NGINX = (
-    "nginx is not installed, so there is no one address: pages are at {pages}, and sockets do not "
-    "reach them. Install it (Debian, Ubuntu: apt-get install nginx-light) and start again."
+    "nginx is not installed, so there is no one address for all: one of the processes for sockets, "
+    "which serves pages too, is at http://127.0.0.1:{port}/. "
+    "For all of them: apt-get install nginx-light"
 )
 
 
@@ -243,18 +244,23 @@ def processes() -> list[Process]:
     ]  # fmt: skip
     nginx = nginx_command(pages, realtime)
     if nginx is None:
-        say("cluster", NO_NGINX.format(pages=f"http://127.0.0.1:{pages[0]}/"))
+        say("cluster", NO_NGINX.format(port=front(found)))
         return found
     return [*found, Process("nginx", nginx)]
 
 
-def is_ready() -> bool:
+def front(cluster: list[Process]) -> int:
+    """The port where people come: nginx's, or without it that of the first process for sockets."""
+    return PORT if any(process.label == "nginx" for process in cluster) else PORT + 3
+
+
+def is_ready(port: int) -> bool:
     from django.db import DatabaseError
 
     from inference.models import Worker
 
     try:
-        with urlopen(f"http://127.0.0.1:{PORT}/readyz", timeout=2) as answer:
+        with urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
             is_up = answer.status == 200
         return is_up and Worker.objects.living().filter(state=Worker.State.READY).exists()
     except (OSError, URLError, DatabaseError):
@@ -273,9 +279,9 @@ def keep_running(cluster: list[Process]) -> None:
             process.ensure()
         if not told and time.monotonic() > looked_at + 1:
             looked_at = time.monotonic()
-            if told := is_ready():
+            if told := is_ready(front(cluster)):
                 took = time.monotonic() - started
-                say("cluster", f"Ready after {took:.0f} s: http://127.0.0.1:{PORT}/")
+                say("cluster", f"Ready after {took:.0f} s: http://127.0.0.1:{front(cluster)}/")
 
 
 def end(cluster: list[Process]) -> None:

@@ -12,7 +12,8 @@ asgi_lifespan = "off"
 workers = 1
 _host = os.environ.get("HOST", "127.0.0.1")
 bind = f"{f'[{_host}]' if ':' in _host else _host}:{os.environ.get('PORT', '8000')}"
-graceful_timeout = 3  # a page takes far less; idle keep-alive connections count as busy
+graceful_timeout = 15  # until it kills: ten seconds of goodbyes, and then PAGES_SECONDS
+PAGES_SECONDS = 3  # a page takes far less; idle keep-alive connections count as busy
 timeout = 60
 keepalive = 20
 websocket_max_message_size = 64 * 1024
@@ -35,6 +36,7 @@ def post_worker_init(worker: Any) -> None:
     from deploy import sockets
     from inference import collector
 
+    worker.cfg.set("graceful_timeout", PAGES_SECONDS)  # here: once the goodbyes are said
     sockets.install()
     sys.setswitchinterval(0.0005)
     collector.settle()

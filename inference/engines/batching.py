@@ -2,7 +2,7 @@
 
 A step evaluates the last token of every run that is past its prompt, and guesses of the next
 ones where few runs are at work. Then, at most one chunk of one prompt is evaluated, of a size
-with which the others wait for about two of their steps (more, when more people wait for a prompt
+with which the others wait for about three of their steps (more, when more people wait for a prompt
 than are answered).
 A token's values depend only on the tokens before it, to the bit, whatever the step or chunk
 (docs/architecture.md); so who else is at work, what was found evaluated already and what was
@@ -25,10 +25,10 @@ from inference.engines.slots import Slot, place
 from inference.engines.threads import Threads, counts
 
 CHUNK = 64  # most prompt tokens in one call: a larger one is not faster on a CPU
-SMALLEST_CHUNK = 4
+SMALLEST_CHUNK = 4  # and others are multiples of it: the kernels take five as long as eight
 BEGINNING = 3  # a call takes as long as so many tokens more: the weights are read once
-GAP_STEPS = 1.75  # from one token of a running answer to the next, a chunk between them
-LEAST_STEPS = 0.7  # that a chunk may take, however slow the steps have become meanwhile
+GAP_STEPS = 3.2  # from one token of a running answer to the next, a chunk between them
+LEAST_STEPS = 1.0  # that a chunk may take, however slow the steps have become meanwhile
 MOST_WEIGHT = 4  # as many times as long, when more people wait for a prompt than are answered
 SMOOTHING = 0.25
 CALM_SMOOTHING = 0.1  # it may have to serve for long
@@ -64,6 +64,7 @@ class Tempo:
             return SMALLEST_CHUNK
         left = GAP_STEPS * (self.calm or self.step) - self.step
         size = int(weight * max(left, LEAST_STEPS * self.step) / self.token) - BEGINNING
+        size -= size % SMALLEST_CHUNK
         return max(SMALLEST_CHUNK, min(size, CHUNK))
 
 

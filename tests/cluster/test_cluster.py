@@ -103,7 +103,7 @@ async def test_row_18_with_every_wake_up_line_cut_again_and_again_a_second_is_lo
                 cuts += valkey.client_kill_filter(_type="pubsub")
     assert text == " ".join(map(str, range(1, 201)))
     assert cuts > 5
-    assert longest < 2.5  # generous: one second
+    assert longest < (1.5 if ALL else 2.5)  # generous: one second
 
 
 @pytest.mark.skipif(not ALL, reason="takes more than a minute: make faults")
@@ -130,7 +130,7 @@ async def test_row_40_without_celery_a_run_starts_all_the_same(cluster: Cluster)
     reader = Reader(person, await person.ask("count 3"))
     await reader.finish()
     assert reader.text == "1 2 3"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < (3 if ALL else 10)  # generous beside other tests
     cluster.wait_until_up("valkey", 1)
     cluster.wait_until_up("beat", 1)
 

@@ -38,10 +38,10 @@ async def test_row_17_a_frozen_redis_holds_up_neither_sockets_nor_an_answer(clus
             pings = await _pings(probe, seconds)
             frozen_at = len(reader.text)
         await reading
-    assert max(pings) < 0.5  # generous: 100 ms, on a machine that does nothing else
+    assert max(pings) < (0.1 if ALL else 0.5)  # generous beside other tests
     assert frozen_at > 20 * seconds  # of 60 characters a second, less the second of the wait
     assert (reader.text, reader.status) == (" ".join(map(str, range(1, 251))), "done")
-    assert reader.longest_pause < 4  # generous: a second
+    assert reader.longest_pause < (1.5 if ALL else 4)  # generous: a second
 
 
 async def _pings(probe: ClientConnection, seconds: float) -> list[float]:
@@ -89,7 +89,7 @@ async def test_row_24_with_no_connection_left_requests_are_told_at_once_and_sock
             _take_every_connection(cluster, taken)
             started = time.monotonic()
             answer = await person.try_post("/chats/", text="count 3", client_id=str(uuid4()))
-            assert time.monotonic() - started < 3  # generous: a second
+            assert time.monotonic() - started < (1 if ALL else 3)  # generous beside other tests
             assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
         generation = await _until_taken(person)
         async with asyncio.timeout(30):

@@ -4,7 +4,7 @@ import asyncio
 
 from bench.cluster import Cluster
 from bench.faults import FAULTS
-from bench.nemesis import ordeal, shown_otherwise, wrong_in_the_database
+from bench.nemesis import all_wrong, ordeal
 from tests.cluster.conftest import needs_nginx
 from tests.faults.workers import ALL
 
@@ -15,5 +15,4 @@ SECONDS, SEED = (300, 2) if ALL else (20, 1)
 def test_whatever_happens_no_answer_is_lost_repeated_or_reordered(cluster: Cluster):
     history = asyncio.run(ordeal(cluster, SECONDS, SEED, list(FAULTS)))
     assert history.answers.total() > 10
-    wrong = history.wrong + wrong_in_the_database(cluster) + shown_otherwise(cluster, history.shown)
-    assert wrong == [], f"seed {SEED}"
+    assert history.wrong + all_wrong(cluster, history) == [], f"seed {SEED}"

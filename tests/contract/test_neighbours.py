@@ -62,14 +62,16 @@ def counted() -> int:
 async def test_two_busy_neighbours_cost_no_more_than_their_share():
     """What they leave is seen in processes that count: half, if nobody else is at work. The
     engine gets four fifths of that on a quiet machine; threads that wait for each other without
-    end or sleep at once get a twentieth and less."""
+    end or sleep at once get a twentieth and less. Others' work comes and goes: best of three."""
     engine = LlamaCppEngine(model_file(), slots=2, context_tokens=2048)
     await engine.start(lambda percent: None)
+    found: list[float] = []
     try:
-        free, alone = counted(), await speed(engine, 3)
-        with busy(CORES):
-            share = counted() / free
-            beside = await speed(engine, 5)
+        while max(found, default=0) < 0.7 and len(found) < 3:
+            free, alone = counted(), await speed(engine, 3)
+            with busy(CORES):
+                share = counted() / free
+                found.append(await speed(engine, 5) / (share * alone))
     finally:
         await engine.stop()
-    assert beside > share * alone / 2
+    assert max(found) >= 0.7, found

@@ -125,7 +125,7 @@ def test_row_14_while_redis_is_down_the_answer_goes_on_through_the_database(
     redis.start()
     up_at = time.monotonic()
     wait_for(lambda: (in_redis(reader) or 0) > reader.seq, 5, "Redis to be used again")
-    assert time.monotonic() - up_at < 4
+    assert time.monotonic() - up_at < (2 if ALL else 4)  # generous beside other tests
     reader.run.cancel()
     assert LONGS.startswith(reader.read_to_the_end())
     assert reader.taken_back == []
