@@ -64,6 +64,7 @@ class User(AbstractUser):
     origin = models.CharField(
         max_length=32,
         blank=True,
+        db_default="",
         editable=False,
         help_text="Of guests: the same for all of one address, which it does not tell",
     )

@@ -7,7 +7,7 @@ refresh  pages are loaded anew in the middle of an answer
 stop     answers are stopped that are read on one replica and asked to stop on another
 deaths   the cluster's own workers are killed, and its supervisor finds out (MINUTES=5)
 hosts    workers are frozen with all below them, as if their hosts were lost (MINUTES=5)
-rolling  every process is told to end in turn, again and again (MINUTES=5)
+rolling  workers and web processes are told to end, one at a time, again and again (MINUTES=5)
 postgres PostgreSQL is restarted as after a crash, again and again (MINUTES=5)
 
 The simulated model answers; every other part is real. Each answer's text must be the one that

@@ -70,9 +70,6 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
 
     async def connect(self) -> None:
         await self.accept()
-        if keeper().is_leaving:
-            await self._close(RESTARTING)
-            return
         self.session_key = session_key(self.scope)
         try:
             async with asyncio.timeout(DATABASE_SECONDS):
@@ -258,11 +255,7 @@ def _authorise(session_key: str, frame: ClientFrame) -> tuple[User | None, bool]
 
 
 async def close_all(seconds: float = 10.0) -> None:
-    """Ask every page to reconnect elsewhere (1012), spread over `seconds`: this process stops.
-
-    Who comes by meanwhile is asked at once.
-    """
-    keeper().is_leaving = True
+    """Ask every page to reconnect elsewhere (1012), spread over `seconds`: this process stops."""
 
     async def close_later(socket: ChatSocket) -> None:
         await asyncio.sleep(random.uniform(0, seconds))

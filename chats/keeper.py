@@ -46,7 +46,6 @@ class Keeper:
         self._sockets: set[Kept] = set()
         self._of: Counter[int] = Counter()  # by person
         self._tasks: list[asyncio.Task[None]] = []
-        self.is_leaving = False  # this process is about to end
         self._is_away = False  # the database, as the pages were told last
 
     def has_room_for(self, person: User) -> bool:

@@ -25,7 +25,7 @@ LINGER_SECONDS = 10.0  # for a reader who was told to leave, to take what is on 
 
 
 class Socket(websocket.WebSocketProtocol):  # type: ignore[misc]  # gunicorn has no types
-    """Answers 503 while files are short; ends what is half open."""
+    """Answers 503 while files are short or the process is about to end; ends what is half open."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -37,7 +37,9 @@ class Socket(websocket.WebSocketProtocol):  # type: ignore[misc]  # gunicorn has
         super().feed_data(data)
 
     async def run(self) -> None:
-        if not has_room(self.transport):
+        from chatsite import health  # not in the process that starts us: it has no Django
+
+        if health.draining.is_set() or not has_room(self.transport):
             self._deny(503, "Service Unavailable")
             return
         loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import shutil
 import time
@@ -38,12 +39,12 @@ def download(address: str, part: Path, advance: Advance, *, public_only: bool = 
     """Bring the whole file to `part`, going on after what is there of it already.
 
     public_only: the address is somebody's who may not reach this machine's neighbours.
-    Raises ModelFileError, and OSError for the disk; what has come by then is kept.
+    Raises ModelFileError, and OSError for the disk; what has come by then is kept, unless the
+    disk is full of it.
     """
     with public_file_client() if public_only else file_client() as door:
-        number = 0
+        number, most = 0, _size(part)
         while number < TRIES:
-            had = _size(part)
             try:
                 _attempt(door, address, part, advance)
             except NotPublic as error:
@@ -52,7 +53,8 @@ def download(address: str, part: Path, advance: Advance, *, public_only: bool = 
                 raise ModelFileError("The server sends on to what is no address.") from error
             except (httpx.TransportError, _BrokeOff) as error:
                 reason = error
-                number = 1 if _size(part) > had + LEAST_BYTES else number + 1
+                number = 1 if _size(part) > most + LEAST_BYTES else number + 1
+                most = max(most, _size(part))
                 time.sleep(PAUSE_SECONDS * number if number < TRIES else 0)
             else:
                 return
@@ -77,7 +79,7 @@ def _attempt(door: httpx.Client, address: str, part: Path, advance: Advance) -> 
         goes_on = response.headers.get("content-range", "").startswith(f"bytes {have}-")
         start = have if response.status_code == HTTPStatus.PARTIAL_CONTENT and goes_on else 0
         mark = _mark(response)
-        origin_of(part).write_text(json.dumps({"address": address, "mark": mark}))
+        origin_of(part).write_text(json.dumps({"address": _digest(address), "mark": mark}))
         _write(response, part, start, advance)
 
 
@@ -85,11 +87,16 @@ def _what_is_there(address: str, part: Path) -> tuple[int, str]:
     """Bytes that can be gone on after, and the mark of the version they are of."""
     try:
         origin = json.loads(origin_of(part).read_text())
-        if origin["address"] == address and origin["mark"]:
+        if origin["address"] == _digest(address) and origin["mark"]:
             return part.stat().st_size, str(origin["mark"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return 0, ""
+
+
+def _digest(address: str) -> str:
+    """Keys may be in it."""
+    return hashlib.sha256(address.encode()).hexdigest()
 
 
 def _size(part: Path) -> int:

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from django.db import Error as DatabaseError
 from django.db import connection
+from django.db.models.functions import Now
 
 from accounts.models import User
 from inference.catalogue import CATALOGUE, register
@@ -49,6 +50,7 @@ def _each_once(call_off: Callable[[], None]) -> bool:
             do(job, call_off)
         except FolderBusyError:
             job.give_back()
+            FileJob.objects.filter(pk=job.pk).update(called_at=Now())  # this process sees to it
             held_up.add(job.pk)
     return bool(held_up)
 

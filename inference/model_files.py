@@ -111,7 +111,10 @@ def fetch(
 def _alone(folder: Path) -> Iterator[None]:
     """Two at once would tidy each other's unfinished files away."""
     # A file to write to: what a folder on NFS would be locked with.
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except PermissionError:  # another user's, which does as well on disks of this machine
+        descriptor = os.open(folder / ".lock", os.O_RDONLY)
     try:
         _lock(descriptor)
         yield

@@ -14,7 +14,9 @@ import httpx
 import psycopg
 import pytest
 from psycopg.rows import class_row
+from websockets.exceptions import InvalidStatus
 
+from bench import scale
 from bench.cluster import Cluster
 from bench.faults import redis_of, stopped
 from bench.reader import Reader
@@ -296,3 +298,26 @@ def person_on_page(page: httpx.Response) -> str:
     found = re.search(r'<body[^>]* data-user="([^"]+)"', page.text)
     assert found, page.text[:500]
     return found[1]
+
+
+# --- sockets of a process that is told to end ---------------------------------------------
+async def test_a_realtime_process_that_ends_says_goodbye_by_and_by_and_sends_newcomers_on(
+    cluster: Cluster,
+):
+    person = await Person(cluster).arrive()
+    here, gate = cluster.replicas[0], asyncio.Semaphore(20)
+    await asyncio.gather(*(scale._open(person, here, gate) for _ in range(600)))  # three seconds'
+    cluster.kill(min(cluster.pids_of("realtime")), signal.SIGTERM)
+    await asyncio.sleep(0.5)
+    with pytest.raises(InvalidStatus) as refused:
+        async with person.socket(here):
+            pass
+    assert refused.value.response.status_code == 503
+    for _ in range(6):
+        async with person.socket():  # through nginx, which asks the other one
+            pass
+    assert sum(not task.done() for task in scale.ANSWERING) > 200  # they are not told yet
+    async with asyncio.timeout(15):
+        await asyncio.gather(*scale.ANSWERING)
+    scale.leave_all()
+    cluster.wait_until_up("realtime", 2)

@@ -1,10 +1,12 @@
 """What judges the nemesis must see each kind of harm."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from django.db.models import F
 
 from accounts.models import User
 from bench.checker import check_run, complaints
@@ -40,6 +42,9 @@ HARM: dict[str, Callable[[], object]] = {
     "two ends": lambda: chunk(2).update(kind="done"),
     "another end than the row's": lambda: Generation.objects.update(status="stopped"),
     "a piece by a worker that was replaced": lambda: chunk(2).update(fence=9),
+    "one that went on after it was stopped": lambda: Generation.objects.update(
+        cancelled_at=F("finished_at") - timedelta(seconds=30)
+    ),
     "one that never ended": lambda: Generation.objects.update(status="running"),
 }
 
