@@ -97,7 +97,8 @@ class Match:
         return {f"{n} stream{'s' * (n > 1)}": row for n, row in rows.items()}
 
     async def _row(self, streams: int) -> dict[str, Any]:
-        rounds = [await self._round(streams) for _ in range(self._pair.plan.rounds)]
+        number = range(self._pair.plan.rounds)
+        rounds = [await self._round(streams, ours_first=bool(n % 2)) for n in number]
         theirs, mine = zip(*rounds, strict=True)
         row = compared([rate(answers) for answers in theirs], [rate(answers) for answers in mine])
         for who, side in (("server", theirs), ("ours", mine)):
@@ -107,14 +108,21 @@ class Match:
         print(f"  {streams} at once: {row}", flush=True)
         return row
 
-    async def _round(self, streams: int) -> tuple[list[Answer], list[Answer]]:
+    async def _round(
+        self, streams: int, *, ours_first: bool = False
+    ) -> tuple[list[Answer], list[Answer]]:
+        """Each is first as often as the other: a machine gets warm, or is wanted elsewhere."""
         jobs = [await self._job() for _ in range(streams)]
+        mine = await self._ours(jobs) if ours_first else []
         theirs = await answer_all(self._pair.theirs, jobs)
+        return theirs, mine or await self._ours(jobs)
+
+    async def _ours(self, jobs: list[Job]) -> list[Answer]:
         used, started = self._pair.theirs.cpu_seconds(), time.perf_counter()
         mine = await answer_all(self._pair.ours, jobs)
         self._idle += self._pair.theirs.cpu_seconds() - used
         self._seconds += time.perf_counter() - started
-        return theirs, mine
+        return mine
 
 
 def rate(answers: list[Answer]) -> float:

@@ -1,15 +1,18 @@
 """What Prometheus is told, every series in one place.
 
-All of it is read from the database, so that any one replica speaks for the whole site.
+All of it is read from the database, so that any one replica speaks for the whole site; whether
+Redis is well, each replica says for itself.
 """
 
 from collections.abc import Iterator
 
+from django.conf import settings
 from django.db.models import Count, Max, Sum
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from inference import redis_server
 from inference.models import Generation, Worker
 
 ACTIVE = (Generation.Status.QUEUED, Generation.Status.RUNNING)
@@ -37,7 +40,7 @@ class Demand(Collector):
                 runs.add_metric([model, state], count)
             slots.add_metric([model], room.get(model, 0))
             demand.add_metric([model], sum(counts.values()) / max(1, room.get(model, 0)))
-        yield from (runs, slots, demand, _load_seconds())
+        yield from (runs, slots, demand, _load_seconds(), *_redis())
 
 
 def _active() -> dict[tuple[str, str], int]:
@@ -62,6 +65,13 @@ def _load_seconds() -> GaugeMetricFamily:
     for model, seconds in slowest:
         found.add_metric([model], seconds)
     return found
+
+
+def _redis() -> Iterator[GaugeMetricFamily]:
+    if settings.REDIS_URL:
+        value = float(redis_server.server().takes_writes())
+        told = "Whether Redis takes writes; without it the database serves instead"
+        yield GaugeMetricFamily("chatsite_redis_up", told, value=value)
 
 
 registry = CollectorRegistry(auto_describe=False)

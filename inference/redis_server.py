@@ -1,5 +1,6 @@
 """The Redis (or Valkey) at REDIS_URL, which may be away: then everybody goes on without it."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -102,6 +103,13 @@ class Server:
     def look(self) -> None:
         """Whether it is back, and takes writes. Raises Away."""
         self.call(self.client.ping)
+
+    def takes_writes(self) -> bool:
+        """A full one answers readers, and takes nothing."""
+        with contextlib.suppress(Away):
+            self.call(lambda: self.client.set(name("look"), "", px=1000))
+            return True
+        return False
 
     def _refuse_while_away(self) -> None:
         with self._lock:

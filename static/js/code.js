@@ -1,5 +1,5 @@
 // Code boxes: a copy button, and colours once the block is whole.
-import { copyText } from "./copy.js";
+import { copyText, tell } from "./copy.js";
 
 // A name of the import map; written apart because the static files storage takes every quoted
 // name inside import() for a path.
@@ -55,6 +55,6 @@ document.addEventListener("click", async (event) => {
   const button = event.target.closest(".code__copy");
   if (!button) return;
   await copyText(button.closest(".code").querySelector("code").textContent);
-  button.replaceChildren(icon("tick"), "Copied");
-  setTimeout(() => button.replaceChildren(icon("copy"), "Copy"), 1500);
+  const say = (name, word) => button.replaceChildren(icon(name), word);
+  tell(button, () => say("tick", "Copied"), () => say("copy", "Copy"));
 });

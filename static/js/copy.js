@@ -9,6 +9,16 @@ export async function copyText(text) {
   }
 }
 
+// For a moment, which no news of the page cuts short: patch.js leaves it alone.
+export function tell(button, show, hide) {
+  button.dataset.told = "";
+  show();
+  setTimeout(() => {
+    delete button.dataset.told;
+    hide();
+  }, 1500);
+}
+
 function copyByCommand(text) {
   const area = document.createElement("textarea");
   area.value = text;
@@ -28,8 +38,8 @@ document.addEventListener("click", async (event) => {
   if (!button) return;
   await copyText(sourceOf(button.closest(".message")));
   const icon = button.querySelector(".icon");
-  icon.className = "icon icon--tick";
-  setTimeout(() => (icon.className = "icon icon--copy"), 1500);
+  const mark = (name) => (icon.className = `icon icon--${name}`);
+  tell(button, () => mark("tick"), () => mark("copy"));
 });
 
 export async function copyLast(selector, text) {

@@ -20,7 +20,7 @@ export function patchNode(have, node) {
     have.replaceWith(document.adoptNode(node));
   } else if (have.nodeName === "TEMPLATE") {
     have.content.textContent = node.content.textContent;
-  } else if (!have.isEqualNode(node)) {
+  } else if (!have.isEqualNode(node) && !("told" in have.dataset)) {
     patchAttributes(have, node);
     patchChildren(have, node);
   }

@@ -2,7 +2,7 @@
 
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.browser.steps import answer, start_chat, wait_for_end
+from tests.browser.steps import answer, start_chat, wait_for_end, wait_for_title
 
 SAMPLE = (
     "# Title\n\nSome **bold** and `code` 😀 中文.\n\n- one\n- two\n  - deep\n\n"
@@ -37,6 +37,25 @@ def test_code_is_copied(page: Page, context: BrowserContext) -> None:
     answer(page).get_by_role("button", name="Copy", exact=True).click()
     expect(answer(page).get_by_role("button", name="Copied")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == "x = 1\n"
+
+
+def test_what_a_copy_button_tells_outlives_news_of_the_chat(page: Page) -> None:
+    """Such as its title, which comes in the second after the first answer."""
+    start_chat(page, "echo ```python\nx = 1\n```")
+    wait_for_end(page)
+    wait_for_title(page)
+    told = page.evaluate(
+        """async () => {
+            const { sync } = await import("/static/js/transcript.js");
+            const button = document.querySelector(".code__copy");
+            button.click();
+            while (button.textContent !== "Copied") await new Promise(requestAnimationFrame);
+            await sync();
+            return [button.isConnected, button.textContent];
+        }"""
+    )
+    assert told == [True, "Copied"]
+    expect(answer(page).get_by_role("button", name="Copy", exact=True)).to_be_visible()
 
 
 def test_the_streamed_and_the_sent_html_are_equal_after_a_reload(page: Page) -> None:

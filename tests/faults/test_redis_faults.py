@@ -11,7 +11,7 @@ import pytest
 from django.db.models.functions import Now
 
 from accounts.models import User
-from inference import redis_server
+from inference import metrics, redis_server
 from inference.models import Generation, Release
 from inference.queue import LEASE
 from tests.faults.workers import ALL, Recorder, Workers, ask, of_all, wait_for
@@ -192,8 +192,10 @@ def test_row_19_a_full_redis_is_done_without(
     reader.read_until(40)
     redis.client.config_set("maxmemory", "1mb")
     reader.read_until(len(reader.text) + 100)
+    wait_for(lambda: b"chatsite_redis_up 0.0" in metrics.text(), 3, "an alert to be possible")
     redis.client.config_set("maxmemory", "0")
     wait_for(lambda: (in_redis(reader) or 0) > reader.seq, 5, "Redis to be used again")
+    wait_for(lambda: b"chatsite_redis_up 1.0" in metrics.text(), 3, "all to be well again")
     reader.run.cancel()
     assert LONGS.startswith(reader.read_to_the_end())
     assert reader.taken_back == []
