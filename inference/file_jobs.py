@@ -144,7 +144,10 @@ class FileJob(models.Model):
             file_name(parse_outside(self.source))
         except ModelFileError as error:
             raise ValidationError({"source": str(error)}) from error
-        if not SLUG.fullmatch(self.name) or self.name in CATALOGUE:
+        if self.name in CATALOGUE:
+            told = f"{self.name} is a model of the list of known ones. Give another name."
+            raise ValidationError({"name": told})
+        if not SLUG.fullmatch(self.name):
             told = "Give the model a name of small letters, digits and dashes, such as my-model."
             raise ValidationError({"name": told})
         try:

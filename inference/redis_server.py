@@ -88,7 +88,7 @@ class Server:
         try:
             answer = command()
             if self._away:  # a full one answers readers, and takes nothing
-                self.client.set(name("look"), "", px=1000)
+                self._write()
         except (RedisError, OSError) as error:
             self._went_away(error)
             raise Away(str(error)) from error
@@ -101,15 +101,17 @@ class Server:
         return self._scripts[text]
 
     def look(self) -> None:
-        """Whether it is back, and takes writes. Raises Away."""
-        self.call(self.client.ping)
+        """Whether it is back, and takes writes: a full one answers readers. Raises Away."""
+        self.call(self._write)
 
     def takes_writes(self) -> bool:
-        """A full one answers readers, and takes nothing."""
         with contextlib.suppress(Away):
-            self.call(lambda: self.client.set(name("look"), "", px=1000))
+            self.look()
             return True
         return False
+
+    def _write(self) -> None:
+        self.client.set(name("look"), "", px=1000)
 
     def _refuse_while_away(self) -> None:
         with self._lock:

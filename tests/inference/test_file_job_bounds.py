@@ -226,7 +226,7 @@ def test_a_file_that_is_a_releases_is_not_damaged_because_it_is_not_anothers(
 
 
 def test_the_name_of_a_model_of_the_catalogue_is_not_given_away(server, charlie):  # noqa: F811
-    with pytest.raises(ValidationError, match="Give the model a name"):
+    with pytest.raises(ValidationError, match="is a model of the list"):
         asked(server, charlie, name="smollm2-135m-instruct")
 
 
