@@ -119,19 +119,30 @@ class Cluster:
 
 @contextlib.contextmanager
 def running_cluster(model: str = "simulated", **environment: str) -> Iterator[Cluster]:
-    """A running cluster on a folder of its own; with KEEP_LOG its log is kept in that file."""
+    """A running cluster on a folder of its own."""
+    with cluster_folder() as folder, running(Cluster(folder, model, **environment)) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def cluster_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="chatsite-") as name:
         folder = Path(name)
         folder.chmod(0o755)  # run by root, PostgreSQL is another user
-        running = Cluster(folder, model, **environment)
-        running.start()
-        try:
-            yield running
-        finally:
-            if running.process and running.process.poll() is None:
-                assert running.stop() == 0
-            if "KEEP_LOG" in os.environ:
-                Path(os.environ["KEEP_LOG"]).write_text(running.log)
+        yield folder
+
+
+@contextlib.contextmanager
+def running(cluster: Cluster) -> Iterator[Cluster]:
+    """From its start to its end; with KEEP_LOG its log is kept in that file."""
+    cluster.start()
+    try:
+        yield cluster
+    finally:
+        if cluster.process and cluster.process.poll() is None:
+            assert cluster.stop() == 0
+        if "KEEP_LOG" in os.environ:
+            Path(os.environ["KEEP_LOG"]).write_text(cluster.log)
 
 
 def _is_first(pid: int) -> bool:

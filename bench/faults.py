@@ -3,6 +3,8 @@
 import contextlib
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -13,6 +15,7 @@ from pathlib import Path
 import psycopg
 from redis import Redis, RedisError
 
+from bench.beside import FAKETIME, another_worker, clock_set
 from bench.cluster import Cluster
 from bench.site import command_of, descendants
 
@@ -71,6 +74,42 @@ def frozen(role: str, least: float, most: float) -> Fault:
         return bool(found)
 
     return fault
+
+
+@contextlib.contextmanager
+def files_limited(pids: list[int], more: int) -> Iterator[None]:
+    """So many more than each has open now; fewer than it has when that is negative."""
+    before = [resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids]
+    for pid, (_, hard) in zip(pids, before, strict=True):
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (files_of(pid) + more, hard))
+    try:
+        yield
+    finally:
+        for pid, limits in zip(pids, before, strict=True):
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+
+def files_of(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def without_files(role: str) -> Fault:
+    """Of one replica, those processes that serve: nothing more can be opened, for some seconds."""
+
+    def fault(cluster: Cluster, chance: random.Random) -> bool:
+        found = [below for pid in _one(cluster, role, chance) for below in descendants(pid)]
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError), files_limited(found, 0):
+            time.sleep(chance.uniform(1, 4))
+        return bool(found)
+
+    return fault
+
+
+def a_worker_in_another_time(cluster: Cluster, chance: random.Random) -> None:
+    """It comes, takes answers, and is killed."""
+    with another_worker(cluster, **clock_set(chance.choice(("+5m", "-5m")))):
+        time.sleep(chance.uniform(5, 12))
 
 
 def every_worker_killed(cluster: Cluster, chance: random.Random) -> None:
@@ -144,8 +183,23 @@ def _is_traced(pid: int) -> bool:
     return True
 
 
+def disk_failing(what: str) -> Fault:
+    """PostgreSQL's, for a moment."""
+
+    def fault(cluster: Cluster, chance: random.Random) -> None:
+        first = first_of_postgres(cluster)
+        with contextlib.suppress(AssertionError), system_calls_failing(descendants(first), what):
+            time.sleep(chance.uniform(0.3, 2))
+
+    return fault
+
+
+def first_of_postgres(cluster: Cluster) -> int:
+    return int((cluster.folder / "postgres" / "postmaster.pid").read_text().split()[0])
+
+
 def postgres_frozen(cluster: Cluster, chance: random.Random) -> None:
-    first = int((cluster.folder / "postgres" / "postmaster.pid").read_text().split()[0])
+    first = first_of_postgres(cluster)
     with stopped([first, *descendants(first)]):
         time.sleep(chance.uniform(1, 5))
 
@@ -188,3 +242,11 @@ FAULTS: dict[str, Fault] = {
     "PostgreSQL frozen": postgres_frozen,
     "every connection to PostgreSQL ended": connections_ended,
 }
+if hasattr(resource, "prlimit"):  # Linux
+    FAULTS["a realtime process out of files"] = without_files("realtime")
+    FAULTS["a pages process out of files"] = without_files("pages")
+if shutil.which("strace"):
+    FAULTS["PostgreSQL's disk failing"] = disk_failing("fsync,fdatasync:error=EIO")
+    FAULTS["PostgreSQL's disk full"] = disk_failing("pwritev,pwrite64,fallocate:error=ENOSPC")
+if FAKETIME:
+    FAULTS["a worker in another time"] = a_worker_in_another_time

@@ -3,21 +3,27 @@
 make nemesis MINUTES=30 SEED=7    or    python -m bench.nemesis --minutes 1 --seed 7
 
 The seed decides the faults, their times and what people do. What is found wrong is printed with
-the seed, and the command fails. The simulated model answers; everything else is real.
+the seed, and the command fails. The simulated model answers; everything else is real. Who did what
+and when is written to a file, a line of JSON each (--history, else one in the system's folder for
+such files that is kept when something is wrong).
 """
 
 import argparse
 import asyncio
 import contextlib
+import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 from uuid import UUID
@@ -43,8 +49,10 @@ AFTERMATH_SECONDS = 30.0  # of a fault of Redis: a worker that dies now may be t
 
 @dataclass
 class History:
-    """What happened, in short; `wrong` should stay empty."""
+    """What happened; `wrong` should stay empty."""
 
+    path: Path | None = None  # where each event is written
+    began: float = field(default_factory=time.monotonic)
     wrong: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)
@@ -55,13 +63,20 @@ class History:
     redis_well_at: float = 0.0  # from then on
     shown: dict[str, str] = field(default_factory=dict)  # what was read of each answer
 
+    def note(self, who: str, what: str, **more: object) -> None:
+        """An event, with the seconds since the beginning."""
+        if self.path:
+            event = {"at": round(time.monotonic() - self.began, 3), "who": who, "did": what}
+            with self.path.open("a") as file:
+                file.write(json.dumps(event | more) + "\n")
+
 
 class Client:
     """One person, who asks, leaves, comes back, stops and sends twice."""
 
-    def __init__(self, cluster: Cluster, history: History, chance: random.Random) -> None:
-        self.person, self.cluster = Person(cluster), cluster
-        self.history, self.chance = history, chance
+    def __init__(self, cluster: Cluster, history: History, name: str, seed: int) -> None:
+        self.person, self.cluster, self.name = Person(cluster), cluster, name
+        self.history, self.chance = history, random.Random(f"{seed}/{name}")
 
     async def insist(self, path: str, **fields: str) -> dict[str, Any]:
         """Post until it is taken, as the page's outbox does."""
@@ -85,17 +100,24 @@ class Client:
             count, pace = LONG  # so long that a stop which is not heeded is seen
         fields = {"text": f"count {count} pace={pace}", "client_id": str(self._id())}
         sends = [self.insist("/chats/", **fields) for _ in range(self.chance.choice((1, 1, 1, 3)))]
+        self._note("sends", **fields, times=len(sends))
         taken = [found_generation(answer) for answer in await asyncio.gather(*sends)]
         assert len(set(taken)) == 1, f"sent once, taken as {taken}"
         reader = Reader(self.person, taken[0])
+        self._note("was taken", generation=taken[0])
         if is_stopped:
             await self._read_some(reader)
+            self._note("stops", generation=taken[0], seen=len(reader.text))
             await self.insist(f"/generations/{taken[0]}/", _method="delete")
         elif self.chance.random() < 0.4:
             await self._read_some(reader)
+            self._note("leaves", generation=taken[0], seen=len(reader.text))
             await asyncio.sleep(self.chance.uniform(0, 4))  # away, which stops nothing
         await reader.finish(self.chance.choice(["", *self.cluster.replicas]), PATIENCE_SECONDS)
         self._judge(reader, " ".join(map(str, range(1, count + 1))), is_stopped)
+
+    def _note(self, what: str, **more: object) -> None:
+        self.history.note(f"person {self.name}", what, **more)
 
     def _id(self) -> UUID:
         return UUID(int=self.chance.getrandbits(128), version=4)
@@ -109,6 +131,9 @@ class Client:
         self.history.pauses.append(reader.longest_pause)
         self.history.resets += reader.resets
         self.history.shown[reader.generation] = reader.text
+        pause = round(reader.longest_pause, 3)
+        self._note("has read", generation=reader.generation, status=reader.status,
+                   characters=len(reader.text), resets=reader.resets, pause=pause)  # fmt: skip
         if reader.resets and reader.reset_at > self.history.redis_well_at:
             self.history.resets_while_well += 1
             self.history.wrong.append(f"{reader.generation} was taken back with Redis well")
@@ -125,6 +150,7 @@ class Client:
                 await self.one_answer()
             except (AssertionError, TimeoutError) as error:
                 self.history.wrong.append(str(error) or type(error).__name__)
+                self._note("found wrong", because=self.history.wrong[-1])
 
 
 async def harm(
@@ -134,18 +160,22 @@ async def harm(
         await asyncio.sleep(chance.uniform(*CALM_SECONDS))
         name = chance.choice(names)
         print(f"{time.strftime('%X')} {name}", file=sys.stderr)
+        history.note("nemesis", "begins", fault=name)
         if "Redis" in name:
             history.redis_well_at = math.inf
         if await asyncio.to_thread(FAULTS[name], cluster, chance) is not False:
             history.faults[name] += 1  # something was there to be broken
+        history.note("nemesis", "has done", fault=name)
         if "Redis" in name:
             history.redis_well_at = time.monotonic() + AFTERMATH_SECONDS
 
 
-async def ordeal(cluster: Cluster, seconds: float, seed: int, names: list[str]) -> History:
+async def ordeal(
+    cluster: Cluster, seconds: float, seed: int, names: list[str], path: Path | None = None
+) -> History:
     """People arrive; faults and questions for so long; everybody waits for their last answer."""
-    history = History()
-    clients = [Client(cluster, history, random.Random(f"{seed}/{n}")) for n in range(PEOPLE)]
+    history = History(path)
+    clients = [Client(cluster, history, str(number), seed) for number in range(PEOPLE)]
     for client in clients:
         await client.person.arrive()
     until = time.monotonic() + seconds
@@ -208,10 +238,10 @@ def summary(history: History) -> dict[str, Any]:
     }
 
 
-def run(seconds: float, seed: int, names: list[str]) -> dict[str, Any]:
+def run(seconds: float, seed: int, names: list[str], path: Path) -> dict[str, Any]:
     # The checker wants the logs of answers that ended long ago too.
     with running_cluster(LOG_RETENTION_SECONDS="86400") as cluster:
-        history = asyncio.run(ordeal(cluster, seconds, seed, names))
+        history = asyncio.run(ordeal(cluster, seconds, seed, names, path))
         history.wrong += all_wrong(cluster, history)
     return summary(history)
 
@@ -221,6 +251,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--only", nargs="*", choices=list(FAULTS), help="of the faults, these")
+    parser.add_argument("--history", type=Path, help="a new file for who did what and when")
     return parser.parse_args()
 
 
@@ -233,10 +264,15 @@ def _lines(figures: dict[str, Any], seed: int) -> Iterator[str]:
 def main() -> None:
     wanted = arguments()
     print(f"seed {wanted.seed}", file=sys.stderr)
-    figures = run(wanted.minutes * 60, wanted.seed, wanted.only or list(FAULTS))
+    path = wanted.history or Path(tempfile.mkdtemp(prefix="nemesis-")) / "history.jsonl"
+    figures = run(wanted.minutes * 60, wanted.seed, wanted.only or list(FAULTS), path)
     note = f"{wanted.minutes} minutes, seed {wanted.seed}, {PEOPLE} people, simulated model"
     record(f"nemesis-{wanted.seed}", figures, note)
     print(*_lines(figures, wanted.seed), sep="\n")
+    if wanted.history or figures["wrong"]:
+        print(f"who did what and when: {path}")
+    else:
+        shutil.rmtree(path.parent)
     sys.exit(bool(figures["wrong"]))
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import time
 from typing import Any
 
@@ -9,6 +10,11 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import WebSocketException
 
 from bench.site import Person, watch
+
+
+def pause_after(failures: int) -> float:
+    """Seconds until a page that lost its line tries again: as static/js/pause.js has it."""
+    return random.uniform(0.1, min(30.0, 0.25 * 2 ** min(failures, 8)))
 
 
 class Reader:
@@ -43,12 +49,15 @@ class Reader:
 
     async def finish(self, url: str = "", seconds: float = 120) -> None:
         """Reconnect as often as it takes."""
+        failures = 0
         async with asyncio.timeout(seconds):
             while not self.status:
+                before = self._moved_at
                 with contextlib.suppress(OSError, WebSocketException):
                     await self.read(url=url)
+                failures = failures + 1 if self._moved_at == before else 0
                 if not self.status:
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(pause_after(failures))
 
     def take(self, frame: dict[str, Any]) -> None:
         assert not self.status, f"{frame['type']} after the end"

@@ -6,7 +6,6 @@ The simulated model answers, everything else is real; the people are on the same
 import asyncio
 import json
 import os
-import random
 import resource
 import sys
 import time
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from bench.cluster import MARKS, Cluster, running_cluster
 from bench.faults import stopped
 from bench.footprint import megabytes
-from bench.reader import Reader
+from bench.reader import Reader, pause_after
 from bench.record import record
 from bench.site import Person, descendants, watch
 
@@ -227,7 +226,7 @@ async def storm(
     started = time.perf_counter()
 
     async def come_back() -> float:
-        await asyncio.sleep(random.uniform(0, 1))
+        await asyncio.sleep(pause_after(0))
         await _open(person, cluster.url, all_at_once)
         return time.perf_counter() - started
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import aclosing, contextmanager
 from email.utils import parsedate_to_datetime
 from functools import cache
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from math import isfinite
 from typing import Any, NoReturn, TypeVar
@@ -159,6 +160,7 @@ class Server:
             | ({"authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none are kept
             verify=_certificates(),
             follow_redirects=False,
             trust_env=False,

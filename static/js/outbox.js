@@ -1,5 +1,6 @@
 // Messages on their way: kept until the server has them, sent again with the same client_id.
 import { post, Refusal } from "./http.js";
+import { pauseAfter } from "./pause.js";
 
 const KEY = "outbox";
 const HOUR = 3_600_000;
@@ -56,15 +57,15 @@ export async function push(entry, onWait) {
         throw problem;
       }
       onWait(problem);
-      await pause(Math.min(30_000, 250 * 2 ** Math.min(attempt, 8)));
+      await pause(attempt);
     }
   }
 }
 
-function pause(ceiling) {
+function pause(failures) {
   return new Promise((resolve) => {
     const wake = () => (clearTimeout(timer), removeEventListener("online", wake), resolve());
-    const timer = setTimeout(wake, Math.max(200, Math.random() * ceiling));
+    const timer = setTimeout(wake, pauseAfter(failures));
     addEventListener("online", wake);
   });
 }

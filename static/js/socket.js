@@ -1,5 +1,7 @@
 // One WebSocket for the page: it reconnects by itself and watches again from where each reader is.
 
+import { pauseAfter } from "./pause.js";
+
 export const PROTOCOL = 1; // chats/frames.py has the server's
 const CALM = 19_000; // two heartbeats and a second
 const readers = new Map(); // generation id → () => ({epoch, seq})
@@ -89,8 +91,7 @@ function closed(event) {
   emit("offline");
   if (event.code === 4401) return emit("session over");
   if (event.code === 4403) return;
-  const ceiling = Math.min(30_000, 250 * 2 ** Math.min(attempts++, 8));
-  timer = setTimeout(connect, Math.max(100, Math.random() * ceiling));
+  timer = setTimeout(connect, pauseAfter(attempts++));
 }
 
 function connectSoon() {

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,3 +157,22 @@ def test_a_page_says_that_it_waits_for_the_database_until_that_is_back(visitor: 
     expect(network).to_be_visible()
     lines[-1].send('{"type": "pong"}')
     expect(network).to_have_count(0)
+
+
+@pytest.mark.parametrize("failures", [0, 3, 30])
+def test_row_10_pages_that_lost_their_line_together_come_back_evenly_spread(
+    visitor: Page, failures: int
+):
+    """The fullest tenth of the time has at most half as many again as the mean."""
+    visitor.goto("/")
+    pauses = visitor.evaluate(
+        """async (failures) => {
+            const { pauseAfter } = await import("/static/js/pause.js");
+            return Array.from({ length: 5000 }, () => pauseAfter(failures));
+        }""",
+        failures,
+    )
+    ceiling = min(30_000, 250 * 2**failures)
+    tenths = Counter(int((pause - 100) / (ceiling - 100) * 10) for pause in pauses)
+    assert set(tenths) == set(range(10))
+    assert max(tenths.values()) <= 1.5 * 500

@@ -23,6 +23,7 @@ QUESTION = "How do people greet each other?"
 PIECES = ["Grü", "ße,", " 漢", "字", " und", " 🌍", " für", " alle", "."]
 TEXT = "".join(PIECES)
 WORKERS = 2  # of the cluster
+FIRST_LOOK = 2  # requests of a worker to a new server: is it well, what is it; later looks are one
 BEGUN = 5  # pieces that come before a server fails
 CONTINUES, CANNOT = "vllm", "somebody"  # who says it is the owner of the model
 
@@ -122,10 +123,13 @@ async def served_by(cluster: Cluster, server: Server) -> AsyncIterator[Person]:
 
 
 async def until_workers_ask(server: Server) -> None:
-    """Each of them looks at a server it has learned of; until then it would ask the one before."""
+    """Each of them looks at a server it has learned of; until then it would ask the one before.
+
+    No worker looks a third time before the other has looked: it would have to be ten seconds late.
+    """
     looks = len(server.bodies("/v1/models"))
     async with asyncio.timeout(60):
-        while len(server.bodies("/v1/models")) < looks + WORKERS:
+        while len(server.bodies("/v1/models")) < looks + WORKERS * FIRST_LOOK:
             await asyncio.sleep(0.05)
 
 

@@ -19,6 +19,7 @@ from bench.scale import allow_many_files, quantile
 from bench.site import Person, watch
 from tests.chatsite.test_serve import COUNT, COUNTED, is_running
 from tests.cluster.conftest import begin, needs_nginx
+from tests.cluster.crowd import Crowd
 from tests.faults.workers import ALL
 
 pytestmark = needs_nginx
@@ -164,33 +165,21 @@ async def test_a_log_out_closes_the_sockets_of_every_replica(cluster: Cluster):
 
 
 async def test_row_11_a_rolling_restart_under_load_fails_nothing(cluster: Cluster):
-    people = [await Person(cluster).arrive() for _ in range(4)]
-    failed: list[str] = []
-    stopping = asyncio.Event()
-
-    async def keep_asking(person: Person) -> int:
-        count = 0
-        while not stopping.is_set():
-            try:
-                reader = Reader(person, await person.ask("count 40 pace=80"))
-            except AssertionError as error:
-                failed.append(str(error))
-                continue
-            await reader.finish()
-            if reader.text != " ".join(map(str, range(1, 41))):
-                failed.append(f"{reader.status}: {reader.text!r}")
-            count += 1
-        return count
-
-    asking = [asyncio.create_task(keep_asking(person)) for person in people]
-    for role in ("pages", "realtime", "worker"):
-        for pid in cluster.pids_of(role):
+    crowd = Crowd()
+    people = [await Person(cluster).arrive() for _ in range(5)]
+    asking = [asyncio.create_task(crowd.keep_reading(person)) for person in people[:4]]
+    asking += [asyncio.create_task(crowd.keep_visiting(people[4]))]
+    for role in ("pages", "realtime", "worker", "beat"):
+        replicas = cluster.pids_of(role)
+        for pid in replicas:
             cluster.kill(pid, signal.SIGTERM)
-            await asyncio.sleep(4)
-            await asyncio.to_thread(cluster.wait_until_up, role, 2)
-    stopping.set()
-    assert sum(await asyncio.gather(*asking)) > 8
-    assert failed == []
+            await asyncio.sleep(10 if ALL else 4)
+            await asyncio.to_thread(cluster.wait_until_up, role, len(replicas))
+    crowd.has_to_end = True
+    await asyncio.gather(*asking)
+    assert crowd.failed == []
+    assert crowd.read > 8
+    assert crowd.visits > 50
 
 
 async def test_row_23_an_open_answer_outlives_a_restart_of_postgresql(cluster: Cluster):

@@ -17,6 +17,7 @@ from psycopg.rows import class_row
 from websockets.exceptions import InvalidStatus
 
 from bench import scale
+from bench.beside import FAKETIME, another_realtime, another_worker
 from bench.cluster import Cluster
 from bench.faults import redis_of, stopped
 from bench.reader import Reader
@@ -25,7 +26,7 @@ from inference.engines.base import DECODE_SECONDS
 from inference.runner import EXIT_WEDGED
 from tests.chatsite.test_serve import is_running
 from tests.cluster.conftest import begin, needs_nginx
-from tests.cluster.test_workers import FAKETIME, SLEEP, another_realtime, another_worker
+from tests.cluster.test_workers import SLEEP
 from tests.faults.workers import ALL
 
 pytestmark = needs_nginx

@@ -19,10 +19,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from bench.cluster import Cluster, running_cluster
+from bench.faults import files_of
 from bench.reader import Reader
 from bench.site import Person, watch
 from tests.cluster.conftest import needs_nginx
-from tests.cluster.test_system import files_of, serving
+from tests.cluster.test_system import serving
 from tests.faults.workers import ALL
 
 pytestmark = needs_nginx

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from bench.cluster import Cluster
-from bench.faults import system_calls_failing
+from bench.faults import first_of_postgres, system_calls_failing
 from bench.nemesis import wrong_in_the_database
 from bench.reader import Reader
 from bench.site import Person, descendants, found_generation
@@ -79,10 +79,6 @@ async def test_row_30_workers_that_the_kernel_kills_for_memory_are_started_again
     print(f"longest pause {reader.longest_pause:.1f} s")
     assert reader.longest_pause < 15
     assert cluster.log.count("ended with -9") >= 2
-
-
-def first_of_postgres(cluster: Cluster) -> int:
-    return int((cluster.folder / "postgres" / "postmaster.pid").read_text().split()[0])
 
 
 async def sent_until_taken(person: Person, **fields: str) -> tuple[str, list[httpx.Response]]:

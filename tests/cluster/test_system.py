@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import resource
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,6 +15,7 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 
 from bench import scale
 from bench.cluster import Cluster
+from bench.faults import files_limited
 from bench.proxy import Proxy
 from bench.reader import Reader
 from bench.site import Person, descendants
@@ -32,23 +33,6 @@ KEPT = 64  # deploy/sockets.py
 def serving(cluster: Cluster) -> list[int]:
     """The processes that serve sockets, below the first of each replica."""
     return [below for pid in cluster.pids_of("realtime") for below in descendants(pid)]
-
-
-def files_of(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-@contextlib.contextmanager
-def files_limited(pids: list[int], more: int) -> Iterator[None]:
-    """So many more than each has open now; fewer than it has when that is negative."""
-    before = [resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids]
-    for pid, (_, hard) in zip(pids, before, strict=True):
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (files_of(pid) + more, hard))
-    try:
-        yield
-    finally:
-        for pid, limits in zip(pids, before, strict=True):
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
 
 
 async def opened(

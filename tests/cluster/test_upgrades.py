@@ -6,20 +6,18 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from bench.beside import another_realtime
 from bench.cluster import Cluster
-from bench.reader import Reader
 from bench.site import ROOT, Person
 from tests.chatsite.test_serve import COUNTED
 from tests.cluster.conftest import begin, needs_nginx
-from tests.cluster.test_workers import another_realtime
+from tests.cluster.crowd import Crowd
 from tests.faults.workers import ALL
 
 pytestmark = needs_nginx
@@ -137,43 +135,6 @@ def lock_waits(cluster: Cluster) -> Iterator[list[float]]:
     finally:
         ended.set()
         looking.join()
-
-
-@dataclass
-class Crowd:
-    """People who ask all the time, and what they met."""
-
-    sends: list[float] = field(default_factory=list)  # seconds each took
-    readers: list[Reader] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    has_to_end: bool = False
-
-    async def keep_sending(self, person: Person) -> None:
-        """Without waiting for the answers, so that there is a send at every moment."""
-        while not self.has_to_end:
-            started = time.monotonic()
-            try:
-                self.readers.append(Reader(person, await person.ask("count 10 pace=80")))
-            except AssertionError as error:
-                self.failed.append(str(error))
-            self.sends.append(time.monotonic() - started)
-            await asyncio.sleep(0.2)
-
-    async def keep_reading(self, person: Person) -> None:
-        while not self.has_to_end:
-            reader = Reader(person, await person.ask("count 40 pace=80"))
-            await reader.finish()
-            self._judge(reader, 40)
-
-    async def read_the_rest(self) -> None:
-        for reader in self.readers:
-            await reader.finish()
-            self._judge(reader, 10)
-
-    def _judge(self, reader: Reader, count: int) -> None:
-        expected = " ".join(map(str, range(1, count + 1)))
-        if (reader.text, reader.status, reader.resets) != (expected, "done", 0):
-            self.failed.append(f"{reader.status}: {reader.text!r}")
 
 
 async def test_row_44_a_migration_under_load_holds_nobody_up_for_a_second(

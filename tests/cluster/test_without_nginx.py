@@ -2,13 +2,11 @@
 
 import asyncio
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from bench.cluster import Cluster
+from bench.cluster import Cluster, cluster_folder, running
 from bench.reader import Reader
 from bench.site import Person
 
@@ -18,14 +16,12 @@ WITHOUT = "from deploy import cluster; cluster.nginx_command = lambda *_: None; 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="chatsite-") as name:
-        Path(name).chmod(0o755)  # run by root, PostgreSQL is another user
-        made = Cluster(Path(name))
+    with cluster_folder() as folder:
+        made = Cluster(folder)
         made.command = [sys.executable, "-c", WITHOUT]
-        made.start()
-        made.url = made.replicas[0]
-        yield made
-        assert made.stop() == 0
+        with running(made):
+            made.url = made.replicas[0]
+            yield made
 
 
 def test_without_nginx_people_are_sent_to_a_process_that_serves_pages_and_sockets(

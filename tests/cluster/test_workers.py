@@ -1,14 +1,7 @@
 """Workers that are not well: far from the database, or in another time."""
 
 import asyncio
-import contextlib
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -16,17 +9,16 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from bench.cluster import Cluster, answers
+from bench.beside import FAKETIME, another_realtime, another_worker, clock_set
+from bench.cluster import Cluster
 from bench.faults import stopped
 from bench.proxy import Proxy
 from bench.reader import Reader
-from bench.site import ROOT, Person, found_generation, free_port
+from bench.site import Person, found_generation
 from tests.chatsite.test_serve import COUNT, COUNTED
 from tests.cluster.conftest import needs_nginx
 
 pytestmark = needs_nginx
-Process = subprocess.Popen[bytes]
-FAKETIME = next(map(str, Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), "")
 SLEEP = """\
 import select
 import time
@@ -41,41 +33,6 @@ class Elsewhere:
     """A process that is asked past nginx."""
 
     url: str
-
-
-@contextlib.contextmanager
-def another(cluster: Cluster, *words: str, **environment: str) -> Iterator[Process]:
-    """A process of a role beside the cluster's own; nobody looks after it."""
-    with (cluster.folder / "another.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "deploy" / "role.py"), *words], cwd=ROOT,
-            env=cluster.environment | cluster.told | environment, stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-@contextlib.contextmanager
-def another_worker(cluster: Cluster, **environment: str) -> Iterator[Process]:
-    with another(cluster, "worker", **environment) as process:
-        yield process
-
-
-@contextlib.contextmanager
-def another_realtime(cluster: Cluster, **environment: str) -> Iterator[str]:
-    """Its address, once it answers."""
-    port = free_port()
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
-    with another(cluster, "realtime", **{"PORT": str(port), **environment}):
-        while not answers(url):
-            assert time.monotonic() < deadline, (cluster.folder / "another.log").read_text()
-            time.sleep(0.1)
-        yield url
 
 
 async def test_row_9_a_worker_whose_database_is_slow_gives_its_answer_away(cluster: Cluster):
@@ -100,8 +57,7 @@ async def test_row_28_a_worker_in_another_time_takes_nothing_from_the_others(
     cluster: Cluster, skew: str
 ):
     people = [await Person(cluster).arrive() for _ in range(3)]
-    clock = {"LD_PRELOAD": FAKETIME, "FAKETIME": skew, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    with another_worker(cluster, **clock):
+    with another_worker(cluster, **clock_set(skew)):
         readers = [Reader(person, await person.ask(COUNT)) for _ in range(4) for person in people]
         await asyncio.gather(*(reader.finish() for reader in readers))
         with stopped(cluster.pids_of("worker")):  # and it works itself
@@ -122,9 +78,7 @@ async def test_row_28_a_web_process_in_another_time_knows_the_same_people_and_ke
     sent = await person.post("/chats/", text="count 1", client_id=str(uuid4()))
     messages = f"/chats/{sent['chat']}/messages/"
     await Reader(person, found_generation(sent)).finish()
-    clock = {"LD_PRELOAD": FAKETIME, "FAKETIME": skew, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    clock |= {"PYTHONPATH": str(tmp_path)}
-    with another_realtime(cluster, **clock) as url:
+    with another_realtime(cluster, PYTHONPATH=str(tmp_path), **clock_set(skew)) as url:
         there = Person(Elsewhere(url))
         there.http.cookies, there.token = person.http.cookies, person.token
         for number, asker in ((2, there), (3, person), (4, there)):

@@ -47,6 +47,17 @@ async def test_nothing_compressed_is_taken():
     assert all("accept-encoding: identity" in head for head in server.headers)
 
 
+async def test_a_servers_cookies_are_not_kept():
+    """A new one with each answer would grow every request, and the memory of the worker."""
+    baked = streamed(*WHOLE)
+    baked.headers["set-cookie"] = "crumb=1; Max-Age=9999"
+    server = as_vllm(baked)
+    async with upstream("vllm", server) as engine:
+        for _ in range(2):
+            await collect(engine)
+    assert not any("\ncookie:" in head.lower() for head in server.headers)
+
+
 async def test_halves_of_a_character_from_a_server_become_one():
     halves = [delta("a\ud83d"), delta("\ude00b\udc00"), delta(None, "stop")]
     async with upstream("openai", as_openai(streamed(*halves))) as engine:
