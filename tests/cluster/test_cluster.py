@@ -9,6 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import httpx
+import psycopg
 import pytest
 from redis import Redis
 
@@ -149,17 +150,34 @@ async def test_an_answer_is_read_and_stopped_on_another_replica(cluster: Cluster
     assert time.monotonic() - stopped_at < 5  # generous
 
 
-async def test_a_log_out_closes_the_sockets_of_every_replica(cluster: Cluster):
-    reader = await begin(cluster, "count 3")
+THEIRS = "(SELECT user_id FROM inference_generation WHERE id = %(run)s)"
+ENDINGS = {  # as another process does them
+    "disabled": f"UPDATE accounts_user SET is_active = false WHERE id = {THEIRS}",
+    "another password": f"UPDATE accounts_user SET password = 'another' WHERE id = {THEIRS}",
+    "expired": "UPDATE django_session SET expire_date = now() WHERE session_key = ANY(%(keys)s)",
+}
+
+
+async def log_out(person: Person) -> None:
+    form = {"csrfmiddlewaretoken": person.token}
+    await person.http.post("/accounts/logout/", data=form, headers={"Origin": person.site.url})
+
+
+@pytest.mark.parametrize("ending", ["a log-out", *ENDINGS])
+async def test_the_end_of_a_session_closes_its_sockets_at_every_replica(
+    cluster: Cluster, ending: str
+):
+    reader = await begin(cluster, "count 100 pace=20")
     person = reader.person
     one, other = cluster.replicas
     async with person.socket(one) as here, person.socket(other) as there:
-        await person.http.post(
-            "/accounts/logout/",
-            data={"csrfmiddlewaretoken": person.token},
-            headers={"Origin": cluster.url},
-        )
-        async with asyncio.timeout(7):  # generous: five
+        if ending == "a log-out":
+            await log_out(person)
+        else:
+            keys = list(person.http.cookies.values())
+            with psycopg.connect(cluster.database_url) as own:
+                own.execute(ENDINGS[ending], {"run": reader.generation, "keys": keys})
+        async with asyncio.timeout(5 if ALL else 10):  # generous beside other tests
             await asyncio.gather(here.wait_closed(), there.wait_closed())
         assert (here.close_code, there.close_code) == (4401, 4401)
 
