@@ -3,9 +3,11 @@
 import asyncio
 import hashlib
 import itertools
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
+from inference.engines import memory
 from inference.engines.base import (
     Capacity,
     Delta,
@@ -23,6 +25,8 @@ from inference.engines.runs import Run
 from inference.engines.sampler import Sampler, Vocabulary
 from inference.engines.template import ChatTemplate, Segment
 from inference.engines.text import TextAssembler
+
+log = logging.getLogger(__name__)
 
 
 class LlamaCppEngine:
@@ -51,13 +55,26 @@ class LlamaCppEngine:
         weights = self._weights = Weights(self._path, lambda percent: progress(percent * 9 // 10))
         room = min(self._context_tokens, weights.trained_context)
         rows = max(CHUNK, self._slots, GUESS_UP_TO * (LONGEST_GUESS + 1))
+        before = memory.asked_for()
         context = self._context = Context(weights, self._slots, room, rows)
+        self._compare_with_memory(memory.asked_for() - before)
         self._vocabulary = Vocabulary(weights.size, weights.piece, weights.ends_answer)
         bos, eos = _special_tokens(weights)
         self._template = ChatTemplate(weights.template_source(), bos, eos)
         self._batcher = Batcher(weights, context, self._slots, self._threads, self._reproducible)
         self._batcher.start()
         progress(100)
+
+    def _compare_with_memory(self, cache: int) -> None:
+        """A cache takes memory as it fills: nothing else would say that it cannot, until it does
+        and the system kills somebody."""
+        most, there = self._path.stat().st_size + cache, memory.allowed()
+        if 0 < there < most:
+            log.warning(
+                "When %s conversations of %s tokens are under way this model takes %.1f GB of "
+                "memory, and there are %.1f GB: lower WORKER_SLOTS or CONTEXT_TOKENS.",
+                self._slots, self._context.tokens, most / 1e9, there / 1e9,
+            )  # fmt: skip
 
     async def stop(self) -> None:
         await asyncio.to_thread(self._batcher.stop)
