@@ -11,9 +11,11 @@ const WORDS = {
   resuming: () => "Going on where it stopped…",
 };
 
+export const wordsFor = (frame) => WORDS[frame.status]?.(frame);
+
 export function showStatus(article, frame) {
   const status = article.querySelector(".message__status");
-  const words = WORDS[frame.status]?.(frame);
+  const words = wordsFor(frame);
   if (!status || words === undefined) return;
   if (status.dataset.status === frame.status && renew(status, words, frame)) return;
   status.dataset.status = frame.status;

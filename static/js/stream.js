@@ -5,7 +5,7 @@ import { closed, lastBlockStart } from "./blocks.js";
 import { enhance } from "./code.js";
 import { append } from "./markdown.js";
 import * as scroll from "./scroll.js";
-import { showStatus } from "./status.js";
+import { showStatus, wordsFor } from "./status.js";
 import { sendWatch, unwatch, watch } from "./socket.js";
 
 const streams = new Map(); // generation id → Stream
@@ -60,6 +60,7 @@ export class Stream {
   state(frame) {
     this.article.dataset.state = frame.status === "resuming" ? "queued" : frame.status;
     showStatus(this.article, frame);
+    this.announcer.waits(wordsFor(frame) ?? "");
   }
 
   schedule() {
@@ -106,6 +107,7 @@ export class Stream {
 
   end() {
     cancelAnimationFrame(this.frame);
+    this.announcer.waits("");
     this.announcer.hear(this.text, true);
     this.body.querySelector(".message__caret")?.remove();
     streams.delete(this.generation);

@@ -68,6 +68,7 @@ def test_a_waiting_question_shows_its_place_and_then_its_answer(
     steps.start_chat(visitor, "count 7")
     expect(visitor.locator(STATUS)).to_contain_text("Position 1 in the queue, about")
     first = visitor.locator(STATUS).text_content()
+    expect(visitor.locator("#announcer")).to_contain_text("Position 1 in the queue, about")
     visitor.locator(".message__dot").last.evaluate("dot => dot.dataset.seen = 'yes'")
     # The one in front takes longer than that: the estimate grows, and the dot breathes on.
     expect(visitor.locator(STATUS)).not_to_have_text(str(first), timeout=15_000)
