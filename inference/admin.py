@@ -244,11 +244,6 @@ class GenerationAdmin(RecordAdmin):
     date_hierarchy = "queued_at"
     ordering = ("-queued_at",)
     actions = ("stop",)
-
-    def get_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
-        links = ["prompt_page", "log_page", "queue_wait", "time_to_first_token", "speed"]
-        return [*super().get_fields(request, obj), *links]
-
     readonly_fields = ("prompt_page", "log_page", "queue_wait", "time_to_first_token", "speed")
 
     def has_stop_permission(self, request: HttpRequest) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.contrib import admin
+from django.contrib.admin.utils import flatten_fieldsets
 from django.contrib.auth.models import Permission
 from django.urls import reverse
 from django.utils import timezone
@@ -100,6 +101,15 @@ def test_every_page_opens(signed_in, charlie, run):
     client = signed_in(charlie)
     answers = {page: client.get(page).status_code for page in pages()}
     assert {page: status for page, status in answers.items() if status != 200} == {}
+
+
+def test_no_page_of_a_row_shows_a_field_twice(rf, charlie, run):
+    request = rf.get("/")
+    request.user = charlie
+    for page in site_admins():
+        row = page.model._default_manager.first()
+        fields = flatten_fieldsets(page.get_fieldsets(request, row))
+        assert len(fields) == len(set(fields)), f"{page}: {fields}"
 
 
 @pytest.mark.parametrize("model", ["chats_chat", "chats_message", "chats_pendingmessage"])
