@@ -1,6 +1,7 @@
 """Models, releases, workers and runs, for staff."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from typing import Any, ClassVar
 
@@ -232,8 +233,8 @@ class GenerationAdmin(RecordAdmin):
         "arm",
         "purpose",
         "status",
-        "queue_wait",
-        "time_to_first_token",
+        "waited",
+        "first_token",
         "completion_tokens",
         "speed",
         "attempts",
@@ -244,7 +245,7 @@ class GenerationAdmin(RecordAdmin):
     date_hierarchy = "queued_at"
     ordering = ("-queued_at",)
     actions = ("stop",)
-    readonly_fields = ("prompt_page", "log_page", "queue_wait", "time_to_first_token", "speed")
+    readonly_fields = ("prompt_page", "log_page", "waited", "first_token", "speed")
 
     def has_stop_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("inference.change_generation")
@@ -256,6 +257,14 @@ class GenerationAdmin(RecordAdmin):
     @admin.display(description="user", ordering="user__username")
     def person(self, run: Generation) -> SafeString:
         return link(run.user)
+
+    @admin.display(description="waited")
+    def waited(self, run: Generation) -> str:
+        return _seconds(run.queue_wait)
+
+    @admin.display(description="first token")
+    def first_token(self, run: Generation) -> str:
+        return _seconds(run.time_to_first_token)
 
     @admin.display(description="tokens/s")
     def speed(self, run: Generation) -> str:
@@ -270,6 +279,10 @@ class GenerationAdmin(RecordAdmin):
     def log_page(self, run: Generation) -> SafeString:
         page = reverse("admin:inference_chunk_changelist")
         return format_html('<a href="{}?generation={}">{} events</a>', page, run.pk, run.log_seq)
+
+
+def _seconds(time: timedelta | None) -> str:
+    return "-" if time is None else f"{time.total_seconds():.2f} s"
 
 
 @admin.register(Prompt)
