@@ -141,7 +141,8 @@ class Supervisor:
             self._tell_when_ready(crew)
             self._stop_if_hopeless(crew)
             time.sleep(0.05)
-        self._end([*([web.process] if web.process else []), *crew.processes])
+        self._end(crew.processes)  # first: people see what is still written
+        self._end([web.process] if web.process else [])
         os.close(writer)
         if self.failure:
             raise CannotServe(self.failure)

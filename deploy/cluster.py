@@ -298,11 +298,13 @@ def end(cluster: list[Process]) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, at_once)
-    front = [process for process in cluster if process.label == "nginx"]
-    rest = [process for process in cluster if process.label != "nginx"]
-    for group, number in ((rest, signal.SIGTERM), (front, signal.SIGQUIT)):
+    # Workers first: people see what is still written. Then nginx takes nobody any more, so that
+    # pages which lose their sockets do not come back to where nothing is.
+    writers = [process for process in cluster if process.label.startswith(("worker", "beat"))]
+    servers = [process for process in cluster if process not in writers]
+    for group in (writers, servers):
         for process in group:
-            process.stop(number)
+            process.stop(signal.SIGQUIT if process.label == "nginx" else signal.SIGTERM)
         deadline = time.monotonic() + DRAIN_SECONDS + 2
         for process in group:
             process.wait(deadline)

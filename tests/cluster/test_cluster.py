@@ -303,9 +303,17 @@ async def test_a_second_ctrl_c_does_not_wait_for_answers(cluster: Cluster):
     await reader.person.stop(reader.generation)
 
 
-def test_ctrl_c_ends_everything(cluster: Cluster):
+async def test_ctrl_c_lets_people_see_what_is_still_written_and_ends_everything(
+    cluster: Cluster,
+):
     pids = [pid for role in ROLES for pid in cluster.pids_of(role)]
     assert len(pids) == 9
-    assert cluster.stop() == 0
+    reader = await begin(cluster, "count 100 pace=300", until=1)
+    stopping = asyncio.create_task(asyncio.to_thread(cluster.stop))
+    await reader.read()  # on one socket
+    assert (reader.text, reader.status) == (" ".join(map(str, range(1, 101))), "done")
+    before = cluster.log.count("connect() failed")
+    assert await stopping == 0
+    assert cluster.log.count("connect() failed") == before
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     assert "Stopped." in cluster.log
