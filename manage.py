@@ -11,6 +11,8 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chatsite.settings")
     if find_spec("django") is None:
         _go_to_the_environment()
+    if not sys.stderr.isatty():  # into a file or a pipe, bars are redrawn now and then
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
     from django.core.management import execute_from_command_line
 
     # `migrate-store` is in migrate_store.py: Python's modules have no hyphens.

@@ -67,6 +67,16 @@ class RecordAdmin(ContentHidingAdmin):
         return False
 
 
+class PartAdmin(RecordAdmin):
+    """Rows that go with what they belong to, and never alone."""
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        page = request.resolver_match
+        own = f"{self.opts.app_label}_{self.opts.model_name}_"
+        is_alone = page is not None and (page.url_name or "").startswith(own)
+        return not is_alone and super().has_delete_permission(request, obj)
+
+
 # Rights are given by superusers alone: who may change people or groups would give them to itself.
 RIGHTS = ("is_staff", "is_superuser", "groups", "user_permissions")
 

@@ -119,8 +119,8 @@ def create_venv() -> None:
     stamp.write()
 
 
-def pip() -> list[str | Path]:
-    return [VENV_PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "-v"]
+def pip(what: str = "install") -> list[str | Path]:
+    return [VENV_PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", what, "-v"]
 
 
 def pinned_llama() -> str:
@@ -140,32 +140,47 @@ def kernel_flags() -> str:
     return shlex.quote(f"-DCMAKE_PROJECT_ggml_INCLUDE={KERNELS / 'kernels.cmake'}")
 
 
-def install_llama() -> None:
-    """llama-cpp-python, compiled our way.
+def processor(path: Path = Path("/proc/cpuinfo")) -> str:
+    """What a compiler may use of this machine's: what it makes may not run on another."""
+    flags = path.read_text().split("flags", 1)[-1].split("\n", 1)[0] if path.exists() else ""
+    kinds = ("sse", "ssse", "avx", "amx", "fma", "f16c", "bmi")
+    return " ".join(sorted(flag for flag in flags.split() if flag.startswith(kinds)))
 
-    pip keeps what it compiled, but not by flags: a cache of our own keeps this build apart.
+
+def install_llama() -> None:
+    """llama-cpp-python, compiled our way, once for a machine.
+
+    pip keeps what it compiled, but not by flags, and an older one does not look for it where
+    hashes are required: the wheel is kept by us.
     """
     pinned, tools = pinned_llama(), ROOT / "deploy" / "build.lock"
-    build = digest(pinned, llama_flags(), tools, *sorted(KERNELS.iterdir()))
+    build = digest(pinned, llama_flags(), processor(), tools, *sorted(KERNELS.iterdir()))
     stamp = Stamp(VENV / ".stamps" / "llama", build)
     if stamp.is_current():
         return
     check_machine()
-    cache = CACHE / f"pip-{build[:12]}"
-    if not any(cache.rglob("*.whl")):
-        print(
-            "llama-cpp-python, which runs the model, is compiled for this machine: "
-            "about five minutes, once.",
-            flush=True,
-        )
-    requirement = VENV / "llama.txt"
-    requirement.write_text(pinned)
-    locked = [*pip(), "--no-deps", "--require-hashes", "-r"]
-    run("Preparing its compilers", [*locked, tools])
-    kept: list[str | Path] = ["--cache-dir", cache, "--force-reinstall"]
-    command = [*locked, requirement, *kept, "--no-build-isolation"]
-    run("Preparing llama.cpp", command, CMAKE_ARGS=f"{llama_flags()} {kernel_flags()}")
+    locked: list[str | Path] = ["--no-deps", "--require-hashes", "-r"]
+    run("Preparing its compilers", [*pip(), *locked, tools])  # benches want them too
+    cache = CACHE / f"llama-{build[:12]}"
+    if not any(cache.glob("*.whl")):
+        compile_llama(pinned, locked, cache)
+    run("Installing llama.cpp", [*pip(), "--no-deps", "--force-reinstall", *cache.glob("*.whl")])
     stamp.write()
+
+
+def compile_llama(pinned: str, locked: list[str | Path], cache: Path) -> None:
+    print(
+        "llama-cpp-python, which runs the model, is compiled for this machine: "
+        "about five minutes, once.",
+        flush=True,
+    )
+    requirement, made = VENV / "llama.txt", cache / "made"
+    requirement.write_text(pinned)
+    kept: list[str | Path] = ["--no-cache-dir", "--wheel-dir", made, "--no-build-isolation"]
+    command = [*pip("wheel"), *locked, requirement, *kept]
+    run("Preparing llama.cpp", command, CMAKE_ARGS=f"{llama_flags()} {kernel_flags()}")
+    for wheel in made.glob("*.whl"):  # whole now
+        wheel.rename(cache / wheel.name)
 
 
 def install_packages(dev: bool) -> None:

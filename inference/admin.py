@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from accounts.admin import RecordAdmin, staff
+from accounts.admin import PartAdmin, RecordAdmin, staff
 from accounts.models import User
 from inference.aliases import Alias, AliasArm
 from inference.audit import ReleaseEvent
@@ -89,6 +89,9 @@ class ReleaseAdmin(admin.ModelAdmin):
         fixed = [field.name for field in Release._meta.fields if field.name not in OPERATED]
         return fixed if obj else ["state", "warm_until", "created_at", *LEARNT]
 
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False  # answers name it, and so does the audit trail
+
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
         if not change:
@@ -97,17 +100,20 @@ class ReleaseAdmin(admin.ModelAdmin):
     @admin.action(description="Promote: people get it", permissions=["change"])
     def promote(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
         for release in releases:
-            tell(self, request, partial(promote, release, staff(request)), f"{release} is live.")
+            done = f"People get {release} now."
+            tell(self, request, partial(promote, release, staff(request)), done)
 
     @admin.action(description="Retire: nobody gets it any more", permissions=["change"])
     def retire(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
         for release in releases:
-            tell(self, request, partial(release.retire, staff(request)), f"{release} is retired.")
+            done = f"Nobody gets {release} any more."
+            tell(self, request, partial(release.retire, staff(request)), done)
 
     @admin.action(description="Warm: load it ahead of a promotion", permissions=["change"])
     def warm(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
         for release in releases:
-            tell(self, request, partial(release.warm, staff(request)), f"{release} will be loaded.")
+            done = f"A worker loads {release} now."
+            tell(self, request, partial(release.warm, staff(request)), done)
 
     @admin.action(description="Verify: compare the file with its hash", permissions=["change"])
     def verify(self, request: HttpRequest, releases: QuerySet[Release]) -> None:
@@ -214,7 +220,7 @@ class BackendAdmin(admin.ModelAdmin):
 
 
 @admin.register(Worker)
-class WorkerAdmin(RecordAdmin):
+class WorkerAdmin(PartAdmin):
     list_display = (
         "node", "pid", "release", "state", "percent_loaded", "load_seconds", "slots", "seen_at",
     )  # fmt: skip
@@ -246,6 +252,11 @@ class GenerationAdmin(RecordAdmin):
     ordering = ("-queued_at",)
     actions = ("stop",)
     readonly_fields = ("prompt_page", "log_page", "waited", "first_token", "speed")
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        *found, protected = super().get_deleted_objects(objs, request)
+        under_way = [f"{run}: it is under way, so stop it first" for run in objs if run.is_active]
+        return *found, [*protected, *under_way]
 
     def has_stop_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("inference.change_generation")
@@ -286,7 +297,7 @@ def _seconds(time: timedelta | None) -> str:
 
 
 @admin.register(Prompt)
-class PromptAdmin(RecordAdmin):
+class PromptAdmin(PartAdmin):
     content = ("messages", "summary")
     list_display = ("generation_id", "left_out", "left_out_before")
     search_fields = ("=generation__id",)
@@ -294,7 +305,7 @@ class PromptAdmin(RecordAdmin):
 
 
 @admin.register(Chunk)
-class ChunkAdmin(RecordAdmin):
+class ChunkAdmin(PartAdmin):
     content = ("text", "token_ids")
     list_display = ("generation_id", "epoch", "seq", "fence", "kind", "offset")
     list_filter: ClassVar = ["kind"]

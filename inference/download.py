@@ -60,7 +60,8 @@ def download(address: str, part: Path, advance: Advance, *, public_only: bool = 
                 return
     host = urlsplit(address).hostname
     raise ModelFileError(
-        f"{host} could not be read to the end ({reason}). Run the same command again to go on."
+        f"{host} could not be read{' to the end' if _size(part) else ''} ({reason}). "
+        "Run the same command again to go on."
     )
 
 

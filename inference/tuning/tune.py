@@ -120,7 +120,8 @@ def _as_it_came(model: Model) -> Release:
 def _names(asked: str | None) -> Sequence[str]:
     names = asked.split(",") if asked else list(FORMATS)
     if unknown := set(names) - set(FORMATS):
-        raise EngineError(f"Unknown format: {', '.join(sorted(unknown))}.")
+        known = ", ".join(FORMATS)
+        raise EngineError(f"Unknown format: {', '.join(sorted(unknown))}. Known: {known}")
     return names
 
 

@@ -29,6 +29,7 @@ from inference.models import (
 from tests.conftest import make_person
 
 SECRET = "the-planted-secret"
+KEPT = (ReleaseEvent, FileJob, Release, Worker, Prompt, Chunk)  # or gone with the whole
 pytestmark = pytest.mark.django_db
 
 
@@ -75,7 +76,7 @@ def pages() -> Iterator[str]:
         yield reverse(f"{base}_changelist") + "?q=zzz"
         for row in model_admin.model._base_manager.all():
             for page in ("change", "history", "delete"):
-                if page != "delete" or model_admin.model not in (ReleaseEvent, FileJob):
+                if page != "delete" or model_admin.model not in KEPT:
                     yield reverse(f"{base}_{page}", args=[row.pk])
 
 
@@ -173,8 +174,8 @@ def test_staff_promote_warm_and_roll_back_and_each_is_noted(signed_in, charlie, 
     )
     assert "was never loaded. Warm it first" in act(client, "release", "promote", second)
     second.learn("simulated")
-    assert "is live" in act(client, "release", "promote", second)
-    assert "will be loaded" in act(client, "release", "warm", second)
+    assert f"People get {second} now" in act(client, "release", "promote", second)
+    assert f"A worker loads {second} now" in act(client, "release", "warm", second)
     assert "is rolled back" in act(client, "model", "roll_back", first.model)
     assert "no earlier release" in act(client, "model", "roll_back", first.model)
     first.refresh_from_db()
@@ -223,6 +224,32 @@ def test_staff_can_stop_a_run(signed_in, charlie, run, alice):
     signed_in(charlie).post(changelist, {"action": "stop", "_selected_action": [active.pk]})
     active.refresh_from_db()
     assert active.cancelled_at
+
+
+def test_a_run_under_way_is_stopped_before_it_can_be_deleted(signed_in, charlie, run):
+    client, delete = signed_in(charlie), reverse("admin:inference_generation_delete", args=[run.pk])
+    Generation.objects.filter(pk=run.pk).update(status="running")
+    said = client.post(delete, {"post": "yes"}).content.decode()
+    every = {"action": "delete_selected", "_selected_action": [str(run.pk)], "post": "yes"}
+    client.post(reverse("admin:inference_generation_changelist"), every)
+    assert "under way, so stop it first" in said
+    assert Generation.objects.filter(pk=run.pk).exists()
+    Generation.objects.filter(pk=run.pk).update(status="stopped")
+    client.post(delete, {"post": "yes"})
+    assert not Generation.objects.filter(pk=run.pk).exists()
+
+
+def test_parts_go_with_the_whole_and_not_alone(signed_in, charlie, run, alice):
+    """A worker without its row would serve unseen; an answer without its pieces cannot go on."""
+    client = signed_in(charlie)
+    kinds: tuple[Any, ...] = (Chunk, Prompt, Worker, Release)
+    for kind in kinds:
+        row = kind.objects.all()[0]
+        gone = reverse(f"admin:inference_{kind._meta.model_name}_delete", args=[row.pk])
+        assert client.post(gone, {"post": "yes"}).status_code == 403
+        assert kind.objects.filter(pk=row.pk).exists()
+    client.post(reverse("admin:accounts_user_delete", args=[alice.pk]), {"post": "yes"})
+    assert not Prompt.objects.filter(pk=run.pk).exists()
 
 
 @pytest.mark.parametrize("path", ["/admin/", "/admin/chats/message/"])

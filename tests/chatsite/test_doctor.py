@@ -9,7 +9,7 @@ import pytest
 from django.core.management import call_command
 
 from chatsite.management.commands import doctor
-from inference.models import Worker
+from inference.models import Model, Release, Worker
 
 pytestmark = pytest.mark.django_db
 
@@ -52,6 +52,18 @@ def test_an_unknown_model_is_named_with_the_known_ones(healthy, settings):
     report, code = consult()
     assert code == 1
     assert "simulated" in report
+
+
+def test_a_model_of_which_nothing_is_live_is_told_as_a_worker_tells_it(healthy, settings, release):
+    own = Model.objects.create(slug="my-model", title="Mine")
+    facts = {"engine": "simulated", "context_tokens": 100, "state": Release.State.RETIRED}
+    Release.objects.create(model=own, version=1, **facts)
+    settings.MODEL = "my-model"
+    report, code = consult()
+    assert code == 1
+    assert "✗ Model my-model: No release of it is live. Run: ./manage.py models promote" in report
+    settings.MODEL = "unheard-of"
+    assert "my-model" in consult()[0]
 
 
 def test_a_port_where_a_site_answers_is_told_and_fails_nothing(healthy, settings):

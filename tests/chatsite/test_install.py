@@ -74,3 +74,15 @@ def test_llama_cpp_is_the_build_that_gives_equal_answers():
     assert "AMX_INT8 = 1" not in build, "llama.cpp's own products on AMX tiles"
     if sys.platform == "linux":  # a Mac's compiler has no OpenMP
         assert "OPENMP = 1" in build, "its threads cannot be told to sleep"
+
+
+def test_what_was_compiled_for_another_processor_is_another_build(tmp_path: Path):
+    processor = runpy.run_path(str(ROOT / "deploy" / "install.py"))["processor"]
+    told = "model name\t: some\nflags\t\t: fpu sse2 {}constant_tsc avx2\nbugs\t\t: fmaybe\n"
+    found = []
+    for number, more in enumerate(("", "ibrs ", "avx512f ")):  # of a newer kernel; of another one
+        path = tmp_path / str(number)
+        path.write_text(told.format(more))
+        found.append(processor(path))
+    assert found == ["avx2 sse2", "avx2 sse2", "avx2 avx512f sse2"]
+    assert processor(tmp_path / "not there") == ""

@@ -5,7 +5,6 @@ import json
 import math
 import signal
 import time
-from pathlib import Path
 from uuid import uuid4
 
 import httpx
@@ -315,5 +314,5 @@ async def test_ctrl_c_lets_people_see_what_is_still_written_and_ends_everything(
     before = cluster.log.count("connect() failed")
     assert await stopping == 0
     assert cluster.log.count("connect() failed") == before
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert not any(map(is_running, pids))
     assert "Stopped." in cluster.log

@@ -13,7 +13,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.checks import ERROR, run_checks
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError, connection
 
 from chatsite import health
@@ -22,8 +22,9 @@ from chatsite.finders import NpmFinder
 from chatsite.postgresql import room
 from chatsite.supervisor import CannotServe, address_to_show, check_port, is_listening
 from inference import redis_server
-from inference.catalogue import CATALOGUE, EMBEDDERS
+from inference.catalogue import CATALOGUE
 from inference.engines.base import EngineError
+from inference.management.commands.worker import served_release
 from inference.model_files import of_entry, of_release, verify
 from inference.models import Release, Worker
 from inference.sources import ModelFileError
@@ -132,8 +133,7 @@ def model_file() -> Finding:
     elif entry:
         wanted = of_entry(entry, settings.MODELS_DIR)
     else:
-        known = ", ".join(sorted(CATALOGUE.keys() - EMBEDDERS))
-        return Finding(f"Model {settings.MODEL}", f"unknown; MODEL can be {known}")
+        return Finding(f"Model {settings.MODEL}", why_nothing_is_served())
     if not wanted.size:  # what a package brings has a hash, but no file here
         return Finding(f"Model {settings.MODEL}, built in")
     try:
@@ -141,6 +141,15 @@ def model_file() -> Finding:
     except ModelFileError as error:
         return Finding(f"Model file of {settings.MODEL}", str(error))
     return Finding(f"Model file of {settings.MODEL}, SHA-256 verified")
+
+
+def why_nothing_is_served() -> str:
+    """As a worker says it."""
+    try:
+        served_release()
+    except CommandError as error:
+        return str(error)
+    return ""
 
 
 def model_servers(release: Release) -> Finding:
