@@ -181,6 +181,7 @@ def compile_llama(pinned: str, locked: list[str | Path], cache: Path) -> None:
     run("Preparing llama.cpp", command, CMAKE_ARGS=f"{llama_flags()} {kernel_flags()}")
     for wheel in made.glob("*.whl"):  # whole now
         wheel.rename(cache / wheel.name)
+    made.rmdir()
 
 
 def install_packages(dev: bool) -> None:
