@@ -80,9 +80,9 @@ def frozen(role: str, least: float, most: float) -> Fault:
 def files_limited(pids: list[int], more: int) -> Iterator[None]:
     """So many more than each has open now; fewer than it has when that is negative."""
     before = [resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids]
-    for pid, (_, hard) in zip(pids, before, strict=True):
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (files_of(pid) + more, hard))
     try:
+        for pid, (_, hard) in zip(pids, before, strict=True):
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (files_of(pid) + more, hard))
         yield
     finally:
         for pid, limits in zip(pids, before, strict=True):
@@ -186,10 +186,13 @@ def _is_traced(pid: int) -> bool:
 def disk_failing(what: str) -> Fault:
     """PostgreSQL's, for a moment."""
 
-    def fault(cluster: Cluster, chance: random.Random) -> None:
+    def fault(cluster: Cluster, chance: random.Random) -> bool:
         first = first_of_postgres(cluster)
-        with contextlib.suppress(AssertionError), system_calls_failing(descendants(first), what):
-            time.sleep(chance.uniform(0.3, 2))
+        with contextlib.suppress(AssertionError):
+            with system_calls_failing(descendants(first), what) as told:
+                time.sleep(chance.uniform(0.3, 2))
+                return told.exists() and "INJECTED" in told.read_text()
+        return False
 
     return fault
 

@@ -2,10 +2,10 @@
 
 make nemesis MINUTES=30 SEED=7    or    python -m bench.nemesis --minutes 1 --seed 7
 
-The seed decides the faults, their times and what people do. What is found wrong is printed with
-the seed, and the command fails. The simulated model answers; everything else is real. Who did what
-and when is written to a file, a line of JSON each (--history, else one in the system's folder for
-such files that is kept when something is wrong).
+The seed decides the faults (of those that this machine has the tools for), their times and what
+people do. What is found wrong is printed with the seed, and the command fails. The simulated model
+answers; everything else is real. Who did what and when is written to a file, a line of JSON each
+(--history, else one in the system's folder for such files that is kept when something is wrong).
 """
 
 import argparse
@@ -265,13 +265,12 @@ def main() -> None:
     wanted = arguments()
     print(f"seed {wanted.seed}", file=sys.stderr)
     path = wanted.history or Path(tempfile.mkdtemp(prefix="nemesis-")) / "history.jsonl"
+    print(f"who did what and when: {path}", file=sys.stderr)
     figures = run(wanted.minutes * 60, wanted.seed, wanted.only or list(FAULTS), path)
     note = f"{wanted.minutes} minutes, seed {wanted.seed}, {PEOPLE} people, simulated model"
     record(f"nemesis-{wanted.seed}", figures, note)
     print(*_lines(figures, wanted.seed), sep="\n")
-    if wanted.history or figures["wrong"]:
-        print(f"who did what and when: {path}")
-    else:
+    if not wanted.history and not figures["wrong"]:
         shutil.rmtree(path.parent)
     sys.exit(bool(figures["wrong"]))
 

@@ -141,6 +141,7 @@ class Supervisor:
             self._tell_when_ready(crew)
             self._stop_if_hopeless(crew)
             time.sleep(0.05)
+        os.truncate(self.lock, 0)  # a new start waits for this one to end
         self._end(crew.processes)  # first: people see what is still written
         self._end([web.process] if web.process else [])
         os.close(writer)

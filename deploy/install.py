@@ -14,6 +14,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +39,9 @@ GIGABYTES_NEEDED = 2.0
 # for pictures, which is not used.
 LLAMA_FLAGS = "-DGGML_OPENMP=ON -DGGML_LLAMAFILE=OFF -DLLAVA_BUILD=OFF"
 KERNELS = ROOT / "inference" / "kernels"  # of our own, compiled into it
+# What a compiler uses of a processor, by the beginnings of the names Linux has for it: x86, ARM.
+KINDS = ("sse", "ssse", "avx", "amx", "fma", "f16c", "bmi", "abm", "movbe", "popcnt", "gfni",
+         "asimd", "sve", "sme", "i8mm", "bf16")  # fmt: skip
 
 
 # --- stamps -------------------------------------------------------------------------------
@@ -142,9 +147,10 @@ def kernel_flags() -> str:
 
 def processor(path: Path = Path("/proc/cpuinfo")) -> str:
     """What a compiler may use of this machine's: what it makes may not run on another."""
-    flags = path.read_text().split("flags", 1)[-1].split("\n", 1)[0] if path.exists() else ""
-    kinds = ("sse", "ssse", "avx", "amx", "fma", "f16c", "bmi")
-    return " ".join(sorted(flag for flag in flags.split() if flag.startswith(kinds)))
+    text = path.read_text() if path.exists() else ""
+    found = re.search(r"^(?:flags|Features)\s*: (.*)", text, re.MULTILINE)
+    flags = found[1].split() if found else []
+    return " ".join([sysconfig.get_platform(), *sorted(f for f in flags if f.startswith(KINDS))])
 
 
 def install_llama() -> None:
@@ -174,14 +180,15 @@ def compile_llama(pinned: str, locked: list[str | Path], cache: Path) -> None:
         "about five minutes, once.",
         flush=True,
     )
-    requirement, made = VENV / "llama.txt", cache / "made"
+    requirement = VENV / "llama.txt"
     requirement.write_text(pinned)
-    kept: list[str | Path] = ["--no-cache-dir", "--wheel-dir", made, "--no-build-isolation"]
-    command = [*pip("wheel"), *locked, requirement, *kept]
-    run("Preparing llama.cpp", command, CMAKE_ARGS=f"{llama_flags()} {kernel_flags()}")
-    for wheel in made.glob("*.whl"):  # whole now
-        wheel.rename(cache / wheel.name)
-    made.rmdir()
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as made:  # another clone may be at it, too
+        kept: list[str | Path] = ["--no-cache-dir", "--wheel-dir", made, "--no-build-isolation"]
+        command = [*pip("wheel"), *locked, requirement, *kept]
+        run("Preparing llama.cpp", command, CMAKE_ARGS=f"{llama_flags()} {kernel_flags()}")
+        for wheel in Path(made).glob("*.whl"):  # whole now
+            wheel.replace(cache / wheel.name)
 
 
 def install_packages(dev: bool) -> None:

@@ -31,7 +31,7 @@ def _told(path: Path, name: str) -> Iterator[int]:
 def _of_groups(root: Path) -> Iterator[int]:
     """The limits of this process's group and of those around it, in both versions of groups."""
     with suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
+        for line in (root / "proc/self/cgroup").read_text(errors="replace").splitlines():
             _, kinds, path = line.split(":", 2)
             kind = {"": "", "memory": "memory"}.get(kinds)
             if kind is not None:

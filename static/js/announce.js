@@ -13,6 +13,7 @@ export class Announcer {
   // In words, or nothing: not what passes in a moment, and not each step of a long queue.
   waits(words) {
     this.#waitsFor = words;
+    if (!words) this.#told = ""; // should it wait again, that is news
     this.#timer ||= words && setTimeout(() => this.#tell(), this.#told ? BETWEEN : MOMENT);
   }
 

@@ -4,6 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -84,5 +85,8 @@ def test_what_was_compiled_for_another_processor_is_another_build(tmp_path: Path
         path = tmp_path / str(number)
         path.write_text(told.format(more))
         found.append(processor(path))
-    assert found == ["avx2 sse2", "avx2 sse2", "avx2 avx512f sse2"]
-    assert processor(tmp_path / "not there") == ""
+    here = sysconfig.get_platform()
+    assert found == [f"{here} avx2 sse2"] * 2 + [f"{here} avx2 avx512f sse2"]
+    assert processor(tmp_path / "not there") == here
+    path.write_text("processor\t: 0\nFeatures\t: fp asimd sve2\nflagship\t: avx\n")
+    assert processor(path) == f"{here} asimd sve2"

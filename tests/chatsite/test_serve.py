@@ -114,16 +114,20 @@ async def test_ctrl_c_hands_the_answer_over_and_leaves_nothing_running(site: Sit
     assert reader.text.startswith("1 2 3 4 5 6 7 8 9 10 11")
 
 
-async def test_people_see_what_is_written_after_ctrl_c(site: Site):
+async def test_people_see_what_is_written_after_ctrl_c_and_a_new_start_waits_for_it(site: Site):
     site.stop()
     site.environment["DRAIN_SECONDS"] = "10"
     site.start()
-    reader = await begin(site, "count 100 pace=150")
-    assert site.process
-    site.process.send_signal(signal.SIGINT)
+    reader = await begin(site, "count 100 pace=100")
+    ending = site.process
+    assert ending
+    ending.send_signal(signal.SIGINT)
+    starting = asyncio.create_task(asyncio.to_thread(site.start))  # which waits for its end
     await reader.read()  # on one socket
     assert (reader.text, reader.status) == (" ".join(map(str, range(1, 101))), "done")
-    assert site.process.wait(25) == 0
+    assert ending.wait(25) == 0
+    await starting
+    site._wait_until_ready(30)
 
 
 def test_row_46_a_second_start_on_the_same_data_says_where_the_first_one_is(site: Site):

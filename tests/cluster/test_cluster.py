@@ -311,8 +311,6 @@ async def test_ctrl_c_lets_people_see_what_is_still_written_and_ends_everything(
     stopping = asyncio.create_task(asyncio.to_thread(cluster.stop))
     await reader.read()  # on one socket
     assert (reader.text, reader.status) == (" ".join(map(str, range(1, 101))), "done")
-    before = cluster.log.count("connect() failed")
     assert await stopping == 0
-    assert cluster.log.count("connect() failed") == before
     assert not any(map(is_running, pids))
     assert "Stopped." in cluster.log

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from bench.beside import another_realtime, another_worker
@@ -24,7 +25,7 @@ pytestmark = [
     *needs_nginx,
     pytest.mark.skipif(not ALL, reason="the other upgrade tests have its parts: make faults"),
 ]
-BEFORE = os.environ.get("UPGRADE_FROM", "d508160")  # five migrations ago; no release is tagged yet
+BEFORE = os.environ.get("UPGRADE_FROM", "d508160")  # six migrations ago; no release is tagged yet
 LONG = "count 280 pace=30"  # half a minute
 WHOLE = " ".join(map(str, range(1, 281)))
 
@@ -67,6 +68,18 @@ async def grow(reader: Reader, url: str, characters: int = 60) -> None:
         await reader.read(len(reader.text) + characters, url)
 
 
+async def until_taken(cluster: Cluster, reader: Reader, fence: int = 0) -> int:
+    """By another worker than the one that has raised the fence so far; the new fence."""
+    run = "SELECT fence FROM inference_generation WHERE id = %s"
+    with psycopg.connect(cluster.database_url, autocommit=True) as own:
+        async with asyncio.timeout(30):  # a lease runs out first
+            while True:
+                [now] = own.execute(run, [reader.generation]).fetchone() or [0]
+                if now > (fence or 1):
+                    return int(now)
+                await asyncio.sleep(0.1)
+
+
 async def test_row_43_answers_pass_to_and_fro_between_an_earlier_build_and_todays(
     cluster: Cluster, earlier: Path
 ):
@@ -85,10 +98,12 @@ async def test_row_43_answers_pass_to_and_fro_between_an_earlier_build_and_today
         with another_worker(cluster) as worker:
             await grow(reader, today)
             with stopped(cluster.pids_of("worker")):  # today's takes the answer over
+                taken = await until_taken(cluster, reader)
                 for url in (before, today):
                     await grow(reader, url)
                 newcomer = await Person(Elsewhere(today)).arrive()
-            os.killpg(worker.pid, signal.SIGKILL)  # and the earlier ones take it back
+                os.killpg(worker.pid, signal.SIGKILL)  # and an earlier one takes it back
+            await until_taken(cluster, reader, taken)
             for url in (today, before):
                 await grow(reader, url)
         theirs = Reader(newcomer, await newcomer.ask("count 100 pace=80"))

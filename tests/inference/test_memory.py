@@ -1,6 +1,7 @@
 """What memory there is, and a word beforehand where a model will want more."""
 
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ def test_where_nothing_tells_nothing_is_known(tmp_path: Path):
 
 
 @pytest.mark.real_model
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, which tells what was asked for")
 @pytest.mark.parametrize(("room", "said"), [(1 << 40, 0), (200 << 20, 1), (0, 0)])
 async def test_a_model_that_will_want_more_memory_than_there_is_says_so_at_its_start(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, room: int, said: int
