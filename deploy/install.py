@@ -41,7 +41,7 @@ LLAMA_FLAGS = "-DGGML_OPENMP=ON -DGGML_LLAMAFILE=OFF -DLLAVA_BUILD=OFF"
 KERNELS = ROOT / "inference" / "kernels"  # of our own, compiled into it
 # What a compiler uses of a processor, by the beginnings of the names Linux has for it: x86, ARM.
 KINDS = ("sse", "ssse", "avx", "amx", "fma", "f16c", "bmi", "abm", "movbe", "popcnt", "gfni",
-         "asimd", "sve", "sme", "i8mm", "bf16")  # fmt: skip
+         "asimd", "sve", "i8mm", "bf16")  # fmt: skip
 
 
 # --- stamps -------------------------------------------------------------------------------
