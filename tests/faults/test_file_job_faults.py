@@ -13,7 +13,7 @@ from django.db.models.functions import Now
 from accounts.models import User
 from bench.site import command_of, descendants
 from inference.models import FileJob, Release
-from tests.faults.workers import WorkerProcess, Workers, wait_for
+from tests.faults.workers import ALL, WorkerProcess, Workers, wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
 LONG = 20 << 30  # bytes of nothing, which take a while to compare
@@ -63,6 +63,7 @@ def test_the_process_of_a_job_ends_with_its_worker_and_the_next_one_goes_on(
     wait_until(job, "cancelled")
 
 
+@pytest.mark.skipif(not ALL, reason="takes half a minute: make faults")
 def test_a_job_whose_process_was_killed_is_begun_again_when_its_lease_is_over(
     start_workers, release, large, charlie: User, tmp_path
 ):
