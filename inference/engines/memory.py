@@ -33,10 +33,9 @@ def _of_groups(root: Path) -> Iterator[int]:
     with suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text(errors="replace").splitlines():
             _, kinds, path = line.split(":", 2)
-            kind = {"": "", "memory": "memory"}.get(kinds)
-            if kind is not None:
-                name = "memory.limit_in_bytes" if kind else "memory.max"
-                top = root / "sys/fs/cgroup" / kind
+            if kinds in ("", "memory"):
+                name = "memory.limit_in_bytes" if kinds else "memory.max"
+                top = root / "sys/fs/cgroup" / kinds
                 yield from _limits(top, top / path.lstrip("/"), name)
 
 
