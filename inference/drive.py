@@ -29,11 +29,17 @@ from inference.tokenlog import Fenced, Tail, pack
 
 log = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 0.025
+FLUSH_SECONDS, LONGEST_FLUSH_SECONDS = 0.025, 0.1
+FEW_ANSWERS = 32  # of one process; many more would flush more often than it can
 FLUSH_TOKENS = 64
 SURE_SECONDS = 8.0  # after the lease was asked for, of its ten: nobody else can have it
 LEASE_POLL_SECONDS = 0.05
 END_RETRY_SECONDS = 0.25
+
+
+def flush_seconds(answers: int) -> float:
+    """How long tokens of an answer come together in a process that gives so many at once."""
+    return min(LONGEST_FLUSH_SECONDS, FLUSH_SECONDS * max(1, answers / FEW_ANSWERS))
 
 
 @dataclass(slots=True)
@@ -69,12 +75,14 @@ class Drive:
     Whatever else happens, the log's fence decides: a write that is refused ends the drive.
     `leased_at`: when the lease was asked for, on this process's monotonic clock;
     `save_soon`: called when the log should not wait for the next round of saving;
-    `ends`: of this process, how many may be written at once.
+    `ends`: of this process, how many may be written at once;
+    `answers`: of this process, how many it gives just now.
     """
 
     def __init__(
         self, engine: Engine, run: Generation, leased_at: float | None = None,
         save_soon: Callable[[], None] = lambda: None, ends: asyncio.Semaphore | None = None,
+        answers: Callable[[], int] = lambda: 1,
     ) -> None:  # fmt: skip
         self._engine = engine
         self._generation = run
@@ -83,10 +91,12 @@ class Drive:
         self._leased_at = time.monotonic() if leased_at is None else leased_at
         self._save_soon = save_soon
         self._ends = ends or asyncio.Semaphore()
+        self._answers = answers
         self._tail = Tail(0, 0, "", ())
         self._usage = Usage(prompt=run.prompt.tokens)  # until the engine has read it again
         self._buffer = Buffer()
         self._news = asyncio.Event()  # something is in the buffer, or somebody wants an end
+        self._hurry = asyncio.Event()  # that, or so much that it must not wait for more
         self._read: tuple[int, str] | None = None  # of the prompt; not stored yet
         self._cancelled = run.cancelled_at is not None
         self._handing_over = False
@@ -102,7 +112,7 @@ class Drive:
     def hand_over(self) -> None:
         """Log what there is and give the run back for another worker to go on with."""
         self._handing_over = True
-        self._news.set()
+        self._wake()
 
     def renewed(self, asked_at: float) -> None:
         self._leased_at = asked_at
@@ -110,12 +120,16 @@ class Drive:
     def stop(self) -> None:
         """Somebody asked for it, and that is in the database."""
         self._cancelled = True
-        self._news.set()
+        self._wake()
 
     def abandon(self) -> None:
         """The lease is lost: another worker has the run."""
         self._buffer.error = Fenced()
+        self._wake()
+
+    def _wake(self) -> None:
         self._news.set()
+        self._hurry.set()
 
     async def run(self) -> None:
         with contextlib.suppress(Fenced):
@@ -191,6 +205,8 @@ class Drive:
                     self._usage = delta.usage or self._usage
                     self._buffer.add(delta)
                     self._news.set()
+                    if len(self._buffer.token_ids) >= FLUSH_TOKENS:
+                        self._hurry.set()
         except (EngineError, Fenced, DatabaseError) as error:
             self._buffer.error = error
         except Exception:
@@ -198,7 +214,7 @@ class Drive:
             log.exception("The engine failed on generation %s.", self._generation.pk)
             self._buffer.error = EngineError("The model met an unexpected error.")
         finally:
-            self._news.set()
+            self._wake()
 
     def _begun(self, delta: Delta) -> None:
         """The engine has read the prompt; what it read must not change under an answer."""
@@ -213,6 +229,7 @@ class Drive:
         while True:
             await self._news.wait()
             self._news.clear()
+            self._hurry.clear()
             buffer, self._buffer = self._buffer, Buffer()
             if isinstance(buffer.error, Fenced | DatabaseError):
                 raise buffer.error
@@ -225,15 +242,8 @@ class Drive:
     async def _gather_more(self) -> None:
         """Let tokens come together for one flush, unless there is a reason not to wait."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FLUSH_SECONDS):
-                while not (self._cancelled or self._handing_over or self._buffer.ended):
-                    if len(self._buffer.token_ids) >= FLUSH_TOKENS:
-                        return
-                    await self._news.wait()
-                    self._news.clear()
-        wants_an_end = self._buffer.ended or self._cancelled or self._handing_over
-        if wants_an_end or not self._buffer.is_empty:
-            self._news.set()
+            async with asyncio.timeout(flush_seconds(self._answers())):
+                await self._hurry.wait()
 
     async def _flush(self, buffer: Buffer) -> None:
         if buffer.restarts:

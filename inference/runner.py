@@ -121,7 +121,8 @@ class Runner:
     def _start(self, run: Generation, leased_at: float) -> None:
         if earlier := self._drives.get(run.pk):
             earlier.abandon()  # our own lease had run out, and we have just claimed it anew
-        drive = Drive(self._engine, run, leased_at, self._save_soon.ring, self._ends)
+        save_soon, answers = self._save_soon.ring, self._drives.__len__
+        drive = Drive(self._engine, run, leased_at, save_soon, self._ends, answers)
         self._drives[run.pk] = drive
         task = asyncio.create_task(drive.run(), name=f"generation {run.pk}")
         self._tasks.add(task)

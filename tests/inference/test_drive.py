@@ -7,6 +7,7 @@ import pytest
 
 from accounts.models import User
 from inference.database import in_database
+from inference.drive import flush_seconds
 from inference.engines.base import Delta, Interrupted, Request, Usage
 from inference.engines.simulated import SimulatedEngine
 from inference.models import Generation, Release
@@ -125,3 +126,9 @@ async def test_text_without_ids_is_shown_without_waiting_for_what_comes_next(
         await until(lambda: run.log.text() == "one two")
         await in_database(Generation.objects.filter(pk=run.pk).cancel)
         await until(lambda: not Generation.objects.get(pk=run.pk).is_active)
+
+
+def test_tokens_come_together_for_longer_the_more_answers_a_process_gives():
+    assert flush_seconds(1) == flush_seconds(16) == 0.025
+    assert flush_seconds(64) == 0.05
+    assert flush_seconds(1000) == 0.1, "ten times a second at least"

@@ -10,6 +10,7 @@ from accounts.models import User
 from inference import wakeups
 from inference.database import in_database
 from inference.engines.simulated import SimulatedEngine
+from inference.management.commands.worker import queues
 from inference.models import Generation, Release
 from inference.runner import ENDS_AT_ONCE, Runner
 from tests.inference.test_runner import until
@@ -60,6 +61,29 @@ def test_each_lane_has_a_queue_of_messages(alice: User, release: Release, valkey
 def test_an_unknown_lane_is_named_with_those_there_are():
     with pytest.raises(CommandError, match=r"no lane .fast.\. Known: interactive, background"):
         call_command("worker", "--lanes", "fast")
+
+
+@pytest.mark.parametrize(
+    ("named", "understood"),
+    [
+        ("small", ("small", ("interactive", "background"))),
+        ("small@2.background", ("small@2", ("background",))),
+        ("small.interactive,small.background", ("small", ("interactive", "background"))),
+        ("qwen2.5-1.5b.interactive", ("qwen2.5-1.5b", ("interactive",))),
+    ],
+)
+def test_a_queue_names_a_model_and_a_lane(named: str, understood: tuple[str, tuple[str, ...]]):
+    assert queues(named) == understood
+
+
+def test_queues_of_two_models_are_for_two_workers():
+    with pytest.raises(CommandError, match=r"one model. Start one for each"):
+        call_command("worker", "-Q", "small.interactive,large.interactive")
+
+
+def test_a_queue_of_an_unknown_model_is_refused_by_name():
+    with pytest.raises(CommandError, match=r"'large' has no release here"):
+        call_command("worker", "-Q", "large.interactive")
 
 
 async def test_the_loop_of_a_worker_keeps_to_its_lanes(alice: User, release: Release):

@@ -83,21 +83,43 @@ def lanes(text: str) -> tuple[str, ...]:
     return chosen
 
 
+def queues(text: str) -> tuple[str, tuple[str, ...]]:
+    """The release and the lanes of a list of queues, NAME[@VERSION][.LANE] each.
+
+    Raises ArgumentTypeError when they are of several releases: a process has one model.
+    """
+    names: set[str] = set()
+    chosen: list[str] = []
+    for queue in text.split(","):
+        name, _, lane = queue.rpartition(".")
+        names.add(name if lane in LANES else queue)
+        chosen += [lane] if lane in LANES else LANES
+    if len(names) > 1:
+        raise ArgumentTypeError("A worker has one model. Start one for each.")
+    return names.pop(), lanes(",".join(chosen))
+
+
 class Command(BaseCommand):
     help = "Runs generations of a release until it gets SIGTERM or nothing needs the release."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--release", help="SLUG@VERSION; what people get, if not given")
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument("--release", help="SLUG@VERSION; what people get, if not given")
+        which.add_argument(
+            "-Q", "--queues", type=queues, metavar="SLUG@VERSION.LANE,…",
+            help="the same by the names of its queues; without a lane both",
+        )  # fmt: skip
         parser.add_argument(
             "--lanes", type=lanes, default=tuple(LANES), metavar=",".join(LANES),
             help="what it takes: what people wait for, what can wait, or both (the default)",
         )  # fmt: skip
 
     def handle(self, *args: Any, **options: Any) -> None:
-        release = named_release(options["release"]) if options["release"] else served_release()
+        name, chosen = options["queues"] or (options["release"], options["lanes"])
+        release = named_release(name) if name else served_release()
         boot_id = UUID(os.environ.get("CHATSITE_BOOT_ID") or str(uuid4()))
         try:
-            uvloop.run(WorkerProcess(release, boot_id, options["lanes"]).run())
+            uvloop.run(WorkerProcess(release, boot_id, chosen).run())
         except EngineError as error:
             release.found_broken(str(error))
             raise CommandError(str(error), returncode=EXIT_UNUSABLE) from error
