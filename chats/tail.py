@@ -4,23 +4,20 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
 
 from django.db import DatabaseError, InterfaceError
-from django.template.loader import render_to_string
 
-from chats import transcript
-from chats.models import Chat, Message
-from chats.progress import progress, with_lapse
+from chats.looks import MAX_EVENTS, Frame, Look, Place, ends, look
+from chats.models import Chat
 from inference import doorbell
-from inference.database import in_database
+from inference.batch import batch
+from inference.database import in_database, log_failure
 from inference.models import Generation
-from inference.tokenlog import DatabaseLog, Event
+from inference.tokenlog import Event
 
 T = TypeVar("T")
-Frame = dict[str, Any]
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0  # what a lost ring costs
 UNRUNG_SECONDS = 0.25
@@ -29,18 +26,7 @@ CHAT_POLL_SECONDS = 4.0
 LIST_PAUSE_SECONDS = 0.25
 LIST_POLL_SECONDS = 3600
 DATABASE_PAUSE_SECONDS = 1.0
-MAX_EVENTS = 256  # of one look: a reader who lags keeps no more than these in memory
-MAX_HTML_CHARACTERS = 48 * 1024  # a frame is at most 64 KiB; a larger end is fetched by HTTP
-
-
-@dataclass(slots=True)
-class Look:
-    """What one look at a run found: new events, then how it is doing, then its end."""
-
-    events: list[Event] = field(default_factory=list)
-    state: Frame | None = None
-    end: Frame | None = None
-    has_more: bool = False
+ENDS_TOGETHER = 32  # so that the first of very many ends is not shown with the last
 
 
 async def follow_generation(pk: UUID, epoch: int, after: int) -> AsyncIterator[Frame]:
@@ -49,33 +35,53 @@ async def follow_generation(pk: UUID, epoch: int, after: int) -> AsyncIterator[F
     rung = False
     async with doorbell.subscribe(f"gen:{pk}") as bell:
         while True:
-            look = await _glance(pk, epoch, after, rung)
-            if look is None:
-                look = await _look_and_listen(bell, pk, epoch, after)
-            if look.state and look.state != frame_of_state:
-                frame_of_state = look.state
-                yield {"type": "state", "generation": pk, **look.state}
-            for event in look.events:
+            found = await _glance(pk, epoch, after, rung)
+            if found is None and rung:
+                found = await _end_among_others(pk, epoch, after)
+            if found is None:
+                found = await _look_and_listen(bell, pk, epoch, after)
+            if found.state and found.state != frame_of_state:
+                frame_of_state = found.state
+                yield {"type": "state", "generation": pk, **found.state}
+            for event in found.events:
                 if event.epoch != epoch:
                     epoch = event.epoch
                     yield {"type": "reset", "generation": pk, "epoch": epoch, "to": event.offset}
                 after = event.seq
                 yield _delta(pk, event)
-            if look.end:
-                yield look.end
+            if found.end:
+                yield found.end
                 return
             # Before it is read whole, no ring is due. Where text came without one, they are lost.
-            pause = UNRUNG_SECONDS if look.events and not rung else POLL_SECONDS
-            rung = look.has_more or await bell.wait(doorbell.patience(pause))
+            pause = UNRUNG_SECONDS if found.events and not rung else POLL_SECONDS
+            rung = found.has_more or await bell.wait(doorbell.patience(pause))
 
 
 async def _glance(pk: UUID, epoch: int, after: int, rung: bool) -> Look | None:
     """From the newest part of a live log; None when that does not tell enough."""
     events = await Generation(pk=pk).log.news(epoch, after, MAX_EVENTS)
     if events:
-        return Look(events, {"status": "running"}, has_more=len(events) == MAX_EVENTS)
+        return Look.at_text(events)
     # A ring whose event was read with the one before it says nothing of the run's row.
     return Look() if rung and events is not None else None
+
+
+async def _end_among_others(pk: UUID, epoch: int, after: int) -> Look | None:
+    """A ring without news from a live log is most likely its end, and ends come in bursts.
+
+    None: it has not ended, or could not be read with the others, and is looked at by itself.
+    """
+    if not Generation(pk=pk).log.is_live:
+        return None
+    try:
+        return await batch("ends", _ends, ENDS_TOGETHER).ask((pk, epoch, after))
+    except Exception:
+        log_failure(logger, "Ends could not be read together; each is read by itself.")
+        return None
+
+
+async def _ends(places: list[Place]) -> list[Look | None]:
+    return await in_database(ends, places)
 
 
 async def _look_and_listen(bell: doorbell.Bell, pk: UUID, epoch: int, after: int) -> Look:
@@ -107,7 +113,7 @@ async def _look_and_listen(bell: doorbell.Bell, pk: UUID, epoch: int, after: int
 
 async def _look_after(seconds: float, pk: UUID, epoch: int, after: int) -> Look:
     await asyncio.sleep(seconds)
-    return await patiently(_look, pk, epoch, after)
+    return await patiently(look, pk, epoch, after)
 
 
 def _delta(pk: UUID, event: Event) -> Frame:
@@ -119,42 +125,6 @@ def _delta(pk: UUID, event: Event) -> Frame:
         "offset": event.offset,
         "text": event.text,
     }
-
-
-def _look(pk: UUID, epoch: int, after: int) -> Look:
-    events = Generation(pk=pk).log.read(epoch, after, MAX_EVENTS)
-    if events and not events[-1].is_terminal:
-        return Look(events, {"status": "running"}, has_more=len(events) == MAX_EVENTS)
-    run = with_lapse().filter(pk=pk).first()
-    deltas = [event for event in events if not event.is_terminal]
-    if run is None or not run.is_active:
-        if not events:
-            # It ended between the two looks: what it wrote last is still to be sent, and is
-            # in the database whatever became of the live log.
-            last = DatabaseLog(pk).read(epoch, after)
-            deltas = [event for event in last if not event.is_terminal]
-        return Look(deltas, end=_end(pk, run))
-    return Look(deltas, progress(run).frame())
-
-
-def _end(pk: UUID, run: Generation | None) -> Frame:
-    """The end as the row tells it: the log of a run that ended long ago may be gone."""
-    frame: Frame = {"type": "end", "generation": pk}
-    if run is None:
-        return {**frame, "epoch": 0, "seq": 0, "status": "interrupted", "html": ""}
-    frame |= {"epoch": run.epoch, "seq": run.log_seq, "status": run.status}
-    message = Message.objects.filter(generation=pk).first()
-    return {**frame, "html": render_message(message) if message else ""}
-
-
-def render_message(message: Message) -> str | None:
-    """The partial of the page, without a request; None when it is too long for a frame.
-
-    Its forms carry no CSRF token: the page's own form has one.
-    """
-    (row,) = transcript.rows_of([message])
-    html = render_to_string("chats/_message.html", {"row": row})
-    return html if len(html.encode()) <= MAX_HTML_CHARACTERS else None
 
 
 async def follow_chat(user_id: int, pk: UUID, version: int) -> AsyncIterator[Frame]:
@@ -189,7 +159,7 @@ async def follow_list(user_id: int) -> AsyncIterator[Frame]:
                 pass
 
 
-async def patiently(look: Callable[..., T], *args: Any) -> T:
+async def patiently(read: Callable[..., T], *args: Any) -> T:
     """Read, and when the database is away keep trying: an open stream outlives that.
 
     Once more at once: often it was only the connection of this thread that had been ended.
@@ -197,7 +167,7 @@ async def patiently(look: Callable[..., T], *args: Any) -> T:
     pause = 0.0
     while True:
         with contextlib.suppress(DatabaseError, InterfaceError):
-            return await in_database(look, *args)
+            return await in_database(read, *args)
         if pause:
             logger.warning("The database did not answer a socket's read; trying again.")
         await asyncio.sleep(pause)

@@ -16,6 +16,7 @@ from chats.progress import progress
 from inference.models import Generation
 
 WINDOW = 60
+Place = tuple[UUID, UUID | None, str]  # chat, parent, role: what versions of a message share
 
 
 @dataclass(slots=True)
@@ -76,7 +77,7 @@ def older_before(window: list[Row]) -> UUID | None:
 
 
 def rows_of(messages: list[Message]) -> list[Row]:
-    """Rows for these messages, which must be of one chat."""
+    """Rows for these messages, in the same number of queries however many."""
     runs = _runs(messages)
     versions = _versions(messages)
     return [
@@ -111,23 +112,23 @@ def _runs(messages: Iterable[Message]) -> dict[UUID | None, Any]:
     return {run.pk: run for run in found}
 
 
-def _versions(messages: list[Message]) -> dict[tuple[UUID | None, str], list[UUID]]:
-    """The ids beside each message, oldest first, by parent and role."""
-    found: dict[tuple[UUID | None, str], list[UUID]] = defaultdict(list)
+def _versions(messages: list[Message]) -> dict[Place, list[UUID]]:
+    """The ids beside each message, oldest first."""
+    found: dict[Place, list[UUID]] = defaultdict(list)
     if not messages:
         return found
     parents = [m.parent_id for m in messages if m.parent_id]
     beside = Q(parent__in=parents)
     if any(m.parent_id is None for m in messages):
         beside |= Q(parent=None)
-    siblings = Message.objects.filter(beside, chat=messages[0].chat_id).order_by("id")
-    for sibling in siblings.only("id", "parent_id", "role"):
+    siblings = Message.objects.filter(beside, chat__in={m.chat_id for m in messages})
+    for sibling in siblings.order_by("id").only("id", "chat_id", "parent_id", "role"):
         found[_place(sibling)].append(sibling.pk)
     return found
 
 
-def _place(message: Message) -> tuple[UUID | None, str]:
-    return message.parent_id, message.role
+def _place(message: Message) -> Place:
+    return message.chat_id, message.parent_id, message.role
 
 
 def _row(message: Message, run: Any, versions: list[UUID]) -> Row:

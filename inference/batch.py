@@ -28,8 +28,11 @@ class Batch(Generic[Q, A]):
     `answer`: one answer for each question, in their order; what it raises all of them are told.
     """
 
-    def __init__(self, answer: Callable[[list[Q]], Awaitable[Sequence[A]]]) -> None:
+    def __init__(
+        self, answer: Callable[[list[Q]], Awaitable[Sequence[A]]], most: int = MOST
+    ) -> None:
         self._answer = answer
+        self._most = most
         self._waiting: list[tuple[Q, asyncio.Future[A]]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -51,7 +54,7 @@ class Batch(Generic[Q, A]):
     async def _work(self) -> None:
         try:
             while self._waiting:
-                some, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+                some, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
                 await self._ask([one for one in some if not one[1].done()])
         finally:
             self._task = None
@@ -81,11 +84,13 @@ def _own(error: Exception) -> Exception:
 _by_loop: "WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, Any]]" = WeakKeyDictionary()
 
 
-def batch(name: object, answer: Callable[[list[Q]], Awaitable[Sequence[A]]]) -> Batch[Q, A]:
+def batch(
+    name: object, answer: Callable[[list[Q]], Awaitable[Sequence[A]]], most: int = MOST
+) -> Batch[Q, A]:
     """The one of that name of this event loop."""
     batches = _by_loop.setdefault(asyncio.get_running_loop(), {})
     if name not in batches:
-        batches[name] = Batch(answer)
+        batches[name] = Batch(answer, most)
     found: Batch[Q, A] = batches[name]
     return found
 

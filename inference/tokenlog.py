@@ -5,6 +5,7 @@ that every back end must keep is tests/contract/test_tokenlog.py.
 """
 
 from array import array
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,31 @@ def unpack(data: bytes) -> tuple[int, ...]:
     return tuple(array("i", data))
 
 
+def read_many(places: Sequence[tuple[UUID, int, int]], limit: int) -> dict[UUID, list[Event]]:
+    """Of each log the first events after (epoch, seq); from its start when that epoch is over.
+
+    What has none is not there. In one query.
+    """
+    sql = f"""
+        WITH reader (id, epoch, seen) AS (VALUES {", ".join(["(%s, %s, %s)"] * len(places))})
+        SELECT g.id, c.epoch, c.seq, c.kind, c."offset", c.text
+        FROM reader
+        JOIN inference_generation g ON g.id = reader.id
+        JOIN inference_chunk c ON c.generation_id = g.id AND c.epoch = g.epoch
+            AND c.seq > CASE WHEN g.epoch = reader.epoch THEN reader.seen ELSE 0 END
+            AND c.seq - %s <= CASE WHEN g.epoch = reader.epoch THEN reader.seen ELSE 0 END
+        ORDER BY g.id, c.seq
+    """  # (dense, so that the first of them are those of the lowest numbers)
+    keys = {DatabaseLog(pk)._key(): pk for pk, *_ in places}
+    values = [value for (_, *seen), key in zip(places, keys, strict=True) for value in (key, *seen)]
+    found: dict[UUID, list[Event]] = defaultdict(list)
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [*values, limit])
+        for key, *event in cursor.fetchall():
+            found[keys[key]].append(Event(*event))
+    return found
+
+
 class DatabaseLog:
     """The log in the database: every write checks the fence in the same transaction."""
 
@@ -80,17 +106,7 @@ class DatabaseLog:
     # --- readers --------------------------------------------------------------------------
     def read(self, epoch: int, after: int, limit: int = NO_LIMIT) -> list[Event]:
         """The first events after `after`; from the start when `epoch` is not the current one."""
-        sql = """
-            SELECT c.epoch, c.seq, c.kind, c."offset", c.text
-            FROM inference_generation g
-            JOIN inference_chunk c ON c.generation_id = g.id AND c.epoch = g.epoch
-            WHERE g.id = %s AND c.seq > CASE WHEN g.epoch = %s THEN %s ELSE 0 END
-            ORDER BY c.seq
-            LIMIT %s
-        """
-        with connection.cursor() as cursor:
-            cursor.execute(sql, [self._key(), epoch, after, limit])
-            return [Event(*row) for row in cursor.fetchall()]
+        return read_many([(self.id, epoch, after)], limit).get(self.id, [])
 
     async def news(self, epoch: int, after: int, limit: int = NO_LIMIT) -> list[Event] | None:
         """The same from the newest part alone, cheaply; None: only `read` can tell."""

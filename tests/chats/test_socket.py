@@ -15,6 +15,7 @@ from django.test import Client
 from chats import consumers, frames, outbox, tail
 from chats.consumers import ChatSocket, close_all
 from chats.frames import FRAMES
+from chats.looks import look
 from chats.models import Chat, Message
 from inference.models import Chunk, Generation, Worker
 
@@ -358,14 +359,14 @@ async def test_a_database_that_is_away_for_a_moment_costs_nothing(alice, release
     answer = await start(alice)
     hand = await sync_to_async(pen)(answer)
     await sync_to_async(hand.write)("a")
-    look, failures = tail._look, iter([True, True])
+    failures = iter([True, True])
 
     def shaky(*args):
         if next(failures, False):
             raise OperationalError("away")
         return look(*args)
 
-    monkeypatch.setattr(tail, "_look", shaky)
+    monkeypatch.setattr(tail, "look", shaky)
     async with page(alice) as socket:
         await watch(socket, answer.generation_id)
         assert (await next_of(socket, "delta"))["text"] == "a"

@@ -12,6 +12,7 @@ from django.contrib.sessions.models import Session
 
 from accounts.models import User
 from chats import tail
+from chats.looks import MAX_EVENTS, Look, look
 from chats.models import Chat
 from chats.sessions import NOTHING, people_of
 from inference import redis_server
@@ -75,7 +76,7 @@ async def test_an_answer_in_more_pieces_than_one_look_takes_is_read_whole_and_en
     answer = await in_database(Chat.start, alice, "Hi", uuid4())
     assert answer.generation_id
     hand = await in_database(pen, answer)
-    pieces = [f"{number} " for number in range(tail.MAX_EVENTS + more)]
+    pieces = [f"{number} " for number in range(MAX_EVENTS + more)]
     await in_database(hand.write, *pieces)
     read = []
     async for frame in tail.follow_generation(answer.generation_id, 0, 0):
@@ -115,16 +116,16 @@ async def test_what_comes_while_a_reader_looks_is_read_at_once_and_not_at_the_ne
 ):
     answer = await in_database(Chat.start, alice, "Hi", uuid4())
     writer = await in_database(pen, answer)
-    real, looked, go_on = tail._look, threading.Event(), threading.Event()
+    looked, go_on = threading.Event(), threading.Event()
 
-    def look(*where: Any) -> tail.Look:
-        found = real(*where)
+    def slow(*where: Any) -> Look:
+        found = look(*where)
         looked.set()
         go_on.wait(20)
         return found
 
     monkeypatch.setattr(tail, "POLL_SECONDS", 60)
-    monkeypatch.setattr(tail, "_look", look)
+    monkeypatch.setattr(tail, "look", slow)
     assert answer.generation_id
     frames = tail.follow_generation(answer.generation_id, 0, 0)
     first = asyncio.ensure_future(anext(frames))
@@ -144,7 +145,7 @@ async def test_first_words_wait_for_no_database_that_is_slow(
     answer = await in_database(Chat.start, alice, "Hi", uuid4())
     writer = await in_database(pen, answer)
     over = threading.Event()
-    monkeypatch.setattr(tail, "_look", lambda *where: over.wait(20) and tail.Look())
+    monkeypatch.setattr(tail, "look", lambda *where: over.wait(20) and Look())
     assert answer.generation_id
     frames = tail.follow_generation(answer.generation_id, 0, 0)
     first = asyncio.ensure_future(anext(frames))

@@ -1,0 +1,101 @@
+"""The ends of many answers, read together for those who watch them."""
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from accounts.models import User
+from chats import tail
+from chats.looks import MAX_EVENTS, Place, ends, look
+from chats.models import Chat
+from inference.database import in_database
+from inference.models import Chunk, Release
+from tests.valkey import Valkey
+
+pytestmark = pytest.mark.django_db(transaction=True)
+Start = Callable[..., UUID]
+
+
+@pytest.fixture
+def start(alice: User, bob: User, release: Release, pen: Callable[..., Any]) -> Start:
+    """A run that has written these pieces, and has ended or not."""
+
+    def started(*pieces: str, ended: bool = True) -> UUID:
+        answer = Chat.start(bob if "bob" in pieces else alice, "Hi", uuid4())
+        hand = pen(answer).write(*pieces)
+        if ended:
+            hand.end()
+        assert answer.generation_id
+        return answer.generation_id
+
+    return started
+
+
+def test_each_is_told_what_a_look_of_its_own_would_tell(start: Start):
+    whole, seen, goes_on = start("Hel", "lo"), start("bob", "by"), start("yet", ended=False)
+    long, told = start(*(f"{n} " for n in range(MAX_EVENTS + 9))), start("all")
+    places = [(whole, 0, 0), (seen, 0, 1), (goes_on, 0, 0), (long, 0, 0), (told, 0, 1)]
+    found = ends(places)
+    assert found[2] is None, "it has not ended"
+    for place, mine in zip(places, found, strict=True):
+        assert mine is None or mine == look(*place)
+    assert [len(mine.events) for mine in found if mine] == [2, 1, MAX_EVENTS, 0]
+    assert [mine.has_more for mine in found if mine] == [False, False, True, False]
+    assert found[0]
+    assert found[0].end
+    assert "Hello" in found[0].end["html"]
+    assert found[1]
+    assert found[1].end
+    assert "bobby" in found[1].end["html"]
+
+
+def test_one_that_is_gone_or_whose_log_is_keeps_no_other_back(start: Start):
+    kept, forgotten = start("a"), start("b")
+    Chunk.objects.filter(generation=forgotten).delete()
+    gone, mine, rest = ends([(uuid4(), 0, 0), (kept, 0, 0), (forgotten, 0, 0)])
+    assert gone is None
+    assert mine
+    assert mine.end
+    assert rest
+    assert rest.end
+    assert (len(mine.events), len(rest.events)) == (1, 0)
+    assert "b" in rest.end["html"]
+
+
+def test_many_take_as_many_queries_as_one(start: Start):
+    places: list[Place] = [(start(f"{n}"), 0, 0) for n in range(6)]
+    counts = []
+    for some in (places[:1], places):
+        with CaptureQueriesContext(
+            connection,
+        ) as asked:
+            ends(some)
+        counts.append(len(asked))
+    assert counts[0] == counts[1]
+
+
+async def test_a_reader_whose_end_cannot_be_read_with_others_reads_it_alone(
+    alice: User, release: Release, valkey: Valkey, pen: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    def broken(places: list[Place]) -> None:
+        asked.append(places)
+        raise ValueError("one of them")
+
+    asked: list[list[Place]] = []
+    monkeypatch.setattr(tail, "ends", broken)
+    answer = await in_database(Chat.start, alice, "Hi", uuid4())
+    assert answer.generation_id
+    hand = await in_database(pen, answer)
+    await in_database(hand.write, "Hello")
+    kinds = []
+    async for frame in tail.follow_generation(answer.generation_id, 0, 0):
+        kinds.append(frame["type"])
+        if kinds[-1] == "delta":
+            await in_database(hand.end)
+    assert kinds == ["state", "delta", "end"]
+    assert asked, "it was tried with the others"
