@@ -1,7 +1,8 @@
 """llama.cpp's own server, compiled from the very source and with the flags of our engine.
 
 The source is the pinned distribution of llama-cpp-python, which has llama.cpp whole. It is
-compiled once, into the user's cache folder. LLAMA_SERVER names one to take instead.
+compiled once, into the user's cache folder. LLAMA_SERVER names one to take instead;
+LLAMA_SERVER_AMX=1 takes one with products on AMX tiles, which our flags leave out.
 `python -m bench.llama_server` compiles it if it must, and says where it is.
 """
 
@@ -17,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from bench.site import free_port
-from deploy.install import CACHE, digest, llama_flags, pinned_llama
+from deploy.install import CACHE, digest, llama_flags, pinned_llama, processor
 from deploy.running import Problem, run
 
 # Optimised for this machine, as llama-cpp-python compiles it too; the rest leaves out what the
@@ -27,9 +28,11 @@ FLAGS = (
     "-DLLAMA_BUILD_SERVER=ON -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF "
     "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
 )
-# GCC 12 drops most of what llama.cpp's products on AMX tiles are set up with, and the server dies
-# of it; without these two optimisations it does not.
-TILES = ("-DCMAKE_CXX_FLAGS=-fno-tree-dse -fno-dse",)
+WITH_AMX = bool(os.environ.get("LLAMA_SERVER_AMX"))
+# As our engine is compiled (inference/kernels/kernels.cmake): GCC 12 drops most of what llama.cpp's
+# products on AMX tiles are set up with, and the process dies of it. Without these two
+# optimisations it does not, which is not how anybody compiles it, but the faster server.
+COMPILER = "-fno-tree-dse -fno-dse" if WITH_AMX else "-U__AMX_INT8__"
 LOAD_SECONDS = 300
 CMAKE = Path(sys.executable).parent / "cmake"  # deploy/build.lock
 
@@ -41,19 +44,12 @@ def program() -> Path:
         if not os.access(named, os.X_OK):
             raise Problem(f"LLAMA_SERVER names {named}, which is no program. Correct or unset it.")
         return Path(named)
-    facts = (pinned_llama(), llama_flags(), FLAGS, *tiles())
+    facts = (pinned_llama(), llama_flags(), FLAGS, COMPILER, processor())
     folder = CACHE / f"llama-server-{digest(*facts)[:12]}"
     file = folder / "llama-server"
     if not file.exists():
         _compile(folder, file)
     return file
-
-
-def tiles() -> tuple[str, ...]:
-    """Flags for a processor with AMX."""
-    with suppress(OSError):
-        return TILES if " amx_int8 " in Path("/proc/cpuinfo").read_text() else ()
-    return ()
 
 
 def _compile(folder: Path, file: Path) -> None:
@@ -62,7 +58,7 @@ def _compile(folder: Path, file: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         source = _source(Path(work))
         build = Path(work) / "build"
-        flags = [*f"{llama_flags()} {FLAGS}".split(), *tiles()]
+        flags = [*f"{llama_flags()} {FLAGS}".split(), f"-DCMAKE_CXX_FLAGS={COMPILER}"]
         run("Preparing llama-server", [CMAKE, "-S", str(source), "-B", str(build), *flags])
         target = ["--target", "llama-server", "--parallel", str(os.cpu_count() or 1)]
         run("Compiling llama-server", [CMAKE, "--build", str(build), *target])
@@ -95,7 +91,8 @@ def untouched() -> dict[str, str]:
 def server_version() -> str:
     """What the server says it is, on one line."""
     said = subprocess.run([program(), "--version"], capture_output=True, text=True, check=False)
-    return " ".join((said.stdout + said.stderr).split())[:200]
+    amx = " with AMX" if WITH_AMX else ""
+    return " ".join((said.stdout + said.stderr).split())[:200] + amx
 
 
 class LlamaServer:
