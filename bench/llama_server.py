@@ -28,7 +28,7 @@ FLAGS = (
     "-DLLAMA_BUILD_SERVER=ON -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF "
     "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
 )
-WITH_AMX = bool(os.environ.get("LLAMA_SERVER_AMX"))
+WITH_AMX = os.environ.get("LLAMA_SERVER_AMX") == "1" and "LLAMA_SERVER" not in os.environ
 # As our engine is compiled (inference/kernels/kernels.cmake): GCC 12 drops most of what llama.cpp's
 # products on AMX tiles are set up with, and the process dies of it. Without these two
 # optimisations it does not, which is not how anybody compiles it, but the faster server.

@@ -44,28 +44,30 @@ def look(pk: UUID, epoch: int, after: int) -> Look:
         return Look(end=end | {"status": Generation.Status.INTERRUPTED})
     if run.is_active:
         return Look(state=progress(run).frame())
-    return _ends([run], [(pk, epoch, after)])[pk]
+    (found,) = _ends({pk: run}, [(pk, epoch, after)])
+    return found
 
 
 def ends(places: Sequence[Place]) -> list[Look | None]:
     """The rest and the end of each that has ended; None for those that have not."""
-    runs = with_lapse().filter(pk__in=[place[0] for place in places])
-    ended = [run for run in runs if not run.is_active]
-    found = _ends(ended, places) if ended else {}
-    return [found.get(pk) for pk, *_ in places]
+    runs = with_lapse().filter(pk__in={place[0] for place in places})
+    ended = {run.pk: run for run in runs if not run.is_active}
+    found = iter(_ends(ended, [place for place in places if place[0] in ended]) if ended else [])
+    return [next(found) if pk in ended else None for pk, *_ in places]
 
 
-def _ends(runs: list[Generation], places: Sequence[Place]) -> dict[UUID, Look]:
+def _ends(runs: dict[UUID, Generation], places: Sequence[Place]) -> list[Look]:
     """In the same number of queries, however many.
 
     Everything they wrote is in the database, whatever became of their live logs; the logs of
     those that ended long ago may be gone, and the rows tell the end.
     """
-    keys = {run.pk for run in runs}
-    rest = read_many([place for place in places if place[0] in keys], MAX_EVENTS)
-    messages = list(Message.objects.filter(generation__in=keys))
+    rest = read_many(places, MAX_EVENTS)
+    messages = list(Message.objects.filter(generation__in=runs))
     rows = {row.message.generation_id: row for row in transcript.rows_of(messages)}
-    return {run.pk: _end(run, rest.get(run.pk, []), rows.get(run.pk)) for run in runs}
+    return [
+        _end(runs[pk], events, rows.get(pk)) for (pk, *_), events in zip(places, rest, strict=True)
+    ]
 
 
 def _end(run: Generation, events: list[Event], row: transcript.Row | None) -> Look:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -36,10 +36,8 @@ async def follow_generation(pk: UUID, epoch: int, after: int) -> AsyncIterator[F
     async with doorbell.subscribe(f"gen:{pk}") as bell:
         while True:
             found = await _glance(pk, epoch, after, rung)
-            if found is None and rung:
-                found = await _end_among_others(pk, epoch, after)
             if found is None:
-                found = await _look_and_listen(bell, pk, epoch, after)
+                found = await _look_and_listen(bell, rung, pk, epoch, after)
             if found.state and found.state != frame_of_state:
                 frame_of_state = found.state
                 yield {"type": "state", "generation": pk, **found.state}
@@ -66,43 +64,29 @@ async def _glance(pk: UUID, epoch: int, after: int, rung: bool) -> Look | None:
     return Look() if rung and events is not None else None
 
 
-async def _end_among_others(pk: UUID, epoch: int, after: int) -> Look | None:
-    """A ring without news from a live log is most likely its end, and ends come in bursts.
-
-    None: it has not ended, or could not be read with the others, and is looked at by itself.
-    """
-    if not Generation(pk=pk).log.is_live:
-        return None
-    try:
-        return await batch("ends", _ends, ENDS_TOGETHER).ask((pk, epoch, after))
-    except Exception:
-        log_failure(logger, "Ends could not be read together; each is read by itself.")
-        return None
-
-
-async def _ends(places: list[Place]) -> list[Look | None]:
-    return await in_database(ends, places)
-
-
-async def _look_and_listen(bell: doorbell.Bell, pk: UUID, epoch: int, after: int) -> Look:
+async def _look_and_listen(
+    bell: doorbell.Bell, rung: bool, pk: UUID, epoch: int, after: int
+) -> Look:
     """What the database says, or the live log if it has news before that.
 
     Of a new run it is asked a moment later: its first words are most likely on their way, and
     several round trips would hold them up.
     """
-    is_new = after == 0 and Generation(pk=pk).log.is_live
-    looking = asyncio.create_task(_look_after(MOMENT_SECONDS if is_new else 0, pk, epoch, after))
-    rung, ringing = False, None
+    is_live = Generation(pk=pk).log.is_live
+    read = _look_among_others if is_live and rung else _look_alone
+    moment = MOMENT_SECONDS if is_live and after == 0 else 0
+    looking = asyncio.create_task(_after(moment, read, pk, epoch, after))
+    rang, ringing = False, None
     try:
         while not looking.done():
             ringing = asyncio.create_task(bell.wait(POLL_SECONDS))
             await asyncio.wait((looking, ringing), return_when=asyncio.FIRST_COMPLETED)
-            rung = rung or (ringing.done() and ringing.result())
+            rang = rang or (ringing.done() and ringing.result())
             ringing.cancel()
             news = None if looking.done() else await _glance(pk, epoch, after, rung=False)
             if news and news.events:
                 return news
-        if rung:
+        if rang:
             bell.ring()  # for what came after the look
         return await looking
     finally:
@@ -111,8 +95,27 @@ async def _look_and_listen(bell: doorbell.Bell, pk: UUID, epoch: int, after: int
             ringing.cancel()
 
 
-async def _look_after(seconds: float, pk: UUID, epoch: int, after: int) -> Look:
+async def _after(seconds: float, read: Callable[..., Awaitable[Look]], *where: Any) -> Look:
     await asyncio.sleep(seconds)
+    return await read(*where)
+
+
+async def _look_among_others(pk: UUID, epoch: int, after: int) -> Look:
+    """A ring without news from a live log is most likely its end, and ends come in bursts."""
+    found = await batch("ends", _ends, ENDS_TOGETHER).ask((pk, epoch, after))
+    return found or await _look_alone(pk, epoch, after)
+
+
+async def _ends(places: list[Place]) -> list[Look | None]:
+    """None: it has not ended, or could not be read with the others."""
+    try:
+        return await in_database(ends, places)
+    except Exception:
+        log_failure(logger, "Ends could not be read together; each is read by itself.")
+        return [None] * len(places)
+
+
+async def _look_alone(pk: UUID, epoch: int, after: int) -> Look:
     return await patiently(look, pk, epoch, after)
 
 

@@ -205,7 +205,7 @@ class Drive:
                     self._usage = delta.usage or self._usage
                     self._buffer.add(delta)
                     self._news.set()
-                    if len(self._buffer.token_ids) >= FLUSH_TOKENS:
+                    if delta.finish or len(self._buffer.token_ids) >= FLUSH_TOKENS:
                         self._hurry.set()
         except (EngineError, Fenced, DatabaseError) as error:
             self._buffer.error = error

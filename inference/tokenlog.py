@@ -5,7 +5,6 @@ that every back end must keep is tests/contract/test_tokenlog.py.
 """
 
 from array import array
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -70,28 +69,32 @@ def unpack(data: bytes) -> tuple[int, ...]:
     return tuple(array("i", data))
 
 
-def read_many(places: Sequence[tuple[UUID, int, int]], limit: int) -> dict[UUID, list[Event]]:
-    """Of each log the first events after (epoch, seq); from its start when that epoch is over.
+def read_many(places: Sequence[tuple[UUID, int, int]], limit: int) -> list[list[Event]]:
+    """For each reader of a log the first events after its (epoch, seq), in one query.
 
-    What has none is not there. In one query.
+    From the log's start when that epoch is over.
     """
+    marks = ", ".join(["(%s, %s, %s, %s, %s)"] * len(places))
     sql = f"""
-        WITH reader (id, epoch, seen) AS (VALUES {", ".join(["(%s, %s, %s)"] * len(places))})
-        SELECT g.id, c.epoch, c.seq, c.kind, c."offset", c.text
+        WITH reader (number, id, epoch, seen, last) AS (VALUES {marks})
+        SELECT reader.number, c.epoch, c.seq, c.kind, c."offset", c.text
         FROM reader
         JOIN inference_generation g ON g.id = reader.id
         JOIN inference_chunk c ON c.generation_id = g.id AND c.epoch = g.epoch
             AND c.seq > CASE WHEN g.epoch = reader.epoch THEN reader.seen ELSE 0 END
-            AND c.seq - %s <= CASE WHEN g.epoch = reader.epoch THEN reader.seen ELSE 0 END
-        ORDER BY g.id, c.seq
-    """  # (dense, so that the first of them are those of the lowest numbers)
-    keys = {DatabaseLog(pk)._key(): pk for pk, *_ in places}
-    values = [value for (_, *seen), key in zip(places, keys, strict=True) for value in (key, *seen)]
-    found: dict[UUID, list[Event]] = defaultdict(list)
+            AND c.seq <= CASE WHEN g.epoch = reader.epoch THEN reader.last ELSE %s END
+        ORDER BY reader.number, c.seq
+    """  # (events are dense: the first of them are those of the next numbers)
+    values = [
+        value
+        for number, (pk, epoch, seen) in enumerate(places)
+        for value in (number, DatabaseLog(pk)._key(), epoch, seen, min(seen + limit, NO_LIMIT))
+    ]
+    found: list[list[Event]] = [[] for _ in places]
     with connection.cursor() as cursor:
         cursor.execute(sql, [*values, limit])
-        for key, *event in cursor.fetchall():
-            found[keys[key]].append(Event(*event))
+        for number, *event in cursor.fetchall():
+            found[number].append(Event(*event))
     return found
 
 
@@ -106,7 +109,7 @@ class DatabaseLog:
     # --- readers --------------------------------------------------------------------------
     def read(self, epoch: int, after: int, limit: int = NO_LIMIT) -> list[Event]:
         """The first events after `after`; from the start when `epoch` is not the current one."""
-        return read_many([(self.id, epoch, after)], limit).get(self.id, [])
+        return read_many([(self.id, epoch, after)], limit)[0]
 
     async def news(self, epoch: int, after: int, limit: int = NO_LIMIT) -> list[Event] | None:
         """The same from the newest part alone, cheaply; None: only `read` can tell."""

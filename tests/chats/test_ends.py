@@ -13,7 +13,7 @@ from chats import tail
 from chats.looks import MAX_EVENTS, Place, ends, look
 from chats.models import Chat
 from inference.database import in_database
-from inference.models import Chunk, Release
+from inference.models import Chunk, Generation, Release
 from tests.valkey import Valkey
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -51,6 +51,29 @@ def test_each_is_told_what_a_look_of_its_own_would_tell(start: Start):
     assert found[1]
     assert found[1].end
     assert "bobby" in found[1].end["html"]
+
+
+def test_two_readers_of_one_answer_are_each_told_what_they_have_not_read(start: Start):
+    pk = start(*(f"{n} " for n in range(2 * MAX_EVENTS + 9)))
+    last = 2 * MAX_EVENTS + 9
+    places = [(pk, 0, 0), (pk, 0, 0), (pk, 0, MAX_EVENTS), (pk, 0, last - 2), (pk, 0, last)]
+    told = [[event.seq for event in mine.events] if mine else None for mine in ends(places)]
+    assert told == [
+        [*range(1, MAX_EVENTS + 1)],
+        [*range(1, MAX_EVENTS + 1)],
+        [*range(MAX_EVENTS + 1, 2 * MAX_EVENTS + 1)],
+        [last - 1, last],
+        [],
+    ]
+    assert [bool(mine and mine.end) for mine in ends(places)] == [False, False, False, True, True]
+
+
+def test_a_reader_of_an_epoch_that_is_over_is_told_all_of_the_new_one(start: Start):
+    pk = start("a", "b")
+    Chunk.objects.filter(generation=pk).update(epoch=1)
+    Generation.objects.filter(pk=pk).update(epoch=1)
+    told = [[event.seq for event in mine.events] for mine in ends([(pk, 0, 2), (pk, 1, 1)]) if mine]
+    assert told == [[1, 2], [2]]
 
 
 def test_one_that_is_gone_or_whose_log_is_keeps_no_other_back(start: Start):

@@ -81,6 +81,11 @@ def test_queues_of_two_models_are_for_two_workers():
         call_command("worker", "-Q", "small.interactive,large.interactive")
 
 
+def test_lanes_are_named_once():
+    with pytest.raises(CommandError, match=r"Leave --lanes out"):
+        call_command("worker", "-Q", "small.interactive", "--lanes", "background")
+
+
 def test_a_queue_of_an_unknown_model_is_refused_by_name():
     with pytest.raises(CommandError, match=r"'large' has no release here"):
         call_command("worker", "-Q", "large.interactive")

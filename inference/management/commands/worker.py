@@ -107,15 +107,17 @@ class Command(BaseCommand):
         which.add_argument("--release", help="SLUG@VERSION; what people get, if not given")
         which.add_argument(
             "-Q", "--queues", type=queues, metavar="SLUG@VERSION.LANE,…",
-            help="the same by the names of its queues; without a lane both",
+            help="the same with lanes: smollm2@1.interactive; without a lane both",
         )  # fmt: skip
         parser.add_argument(
-            "--lanes", type=lanes, default=tuple(LANES), metavar=",".join(LANES),
+            "--lanes", type=lanes, metavar=",".join(LANES),
             help="what it takes: what people wait for, what can wait, or both (the default)",
         )  # fmt: skip
 
     def handle(self, *args: Any, **options: Any) -> None:
-        name, chosen = options["queues"] or (options["release"], options["lanes"])
+        if options["queues"] and options["lanes"]:
+            raise CommandError("-Q names the lanes. Leave --lanes out.")
+        name, chosen = options["queues"] or (options["release"], options["lanes"] or tuple(LANES))
         release = named_release(name) if name else served_release()
         boot_id = UUID(os.environ.get("CHATSITE_BOOT_ID") or str(uuid4()))
         try:
