@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PASSWORD = "correct horse battery staple"
 LONGEST = ("cluster", "faults")  # folders whose files take a minute each
+# Files that take long, and whose faults are the same whichever database it is.
+ONCE = ("test_file_job_faults", "test_release_switch", "test_summary_kills")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
@@ -27,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Confi
     last: Playwright's loop stays, and no other may run beside it.
 
     On PostgreSQL only what uses the database is run again; the rest would do the same. The
-    real model's kills know no database: there only `make faults` asks for them.
+    real model's kills know no database: there only `make faults` asks for them, and for ONCE.
     """
     if os.environ.get("TEST_DATABASE") == "postgres":
         rest = [item for item in items if not is_asked_again(item)]
@@ -48,7 +50,8 @@ def turn(item: pytest.Item) -> tuple[bool, bool]:
 
 def is_asked_again(item: pytest.Item) -> bool:
     of_the_model = item.path.parent.name == "faults" and "real_model" in item.keywords
-    return uses_the_database(item) and (not of_the_model or os.environ.get("FAULTS") == "all")
+    is_long = of_the_model or item.path.stem in ONCE
+    return uses_the_database(item) and (not is_long or os.environ.get("FAULTS") == "all")
 
 
 def uses_the_database(item: pytest.Item) -> bool:

@@ -29,8 +29,9 @@ def line_to(cluster: Cluster, seed: int = 1) -> Proxy:
     return Proxy(urlsplit(cluster.url).port or 0, seed=seed)
 
 
+@pytest.mark.skipif(not ALL, reason="takes half a minute: make faults")
 async def test_row_17_a_frozen_redis_holds_up_neither_sockets_nor_an_answer(cluster: Cluster):
-    seconds = 10 if ALL else 4
+    seconds = 10
     reader = await begin(cluster, "count 250 pace=60")
     async with reader.person.socket(cluster.replicas[0]) as probe:
         with stopped(cluster.pids_of("valkey")):
@@ -39,10 +40,10 @@ async def test_row_17_a_frozen_redis_holds_up_neither_sockets_nor_an_answer(clus
             pings = await _pings(probe, seconds)
             came = len(reader.text) - before
         await reading
-    assert max(pings) < (0.1 if ALL else 0.5)  # generous beside other tests
+    assert max(pings) < 0.1
     assert came > 20 * seconds  # of 60 characters a second, less the second of the wait
     assert (reader.text, reader.status) == (" ".join(map(str, range(1, 251))), "done")
-    assert reader.longest_pause < (1.5 if ALL else 4)  # generous: a second
+    assert reader.longest_pause < 1.5
 
 
 async def _pings(probe: ClientConnection, seconds: float) -> list[float]:
@@ -152,6 +153,7 @@ async def test_row_25_a_chat_that_somebody_locks_gets_its_message_once(cluster: 
     assert messages == (1,)
 
 
+@pytest.mark.skipif(not ALL, reason="takes half a minute: make faults")
 async def test_row_25_an_end_that_waits_for_a_locked_chat_holds_up_no_other_answer(
     cluster: Cluster,
 ):

@@ -58,6 +58,7 @@ def killed_in(group: Path) -> int:
 
 
 @pytest.mark.skipif(not own_group(), reason="needs root and memory groups (cgroup v1)")
+@pytest.mark.skipif(not ALL, reason="takes half a minute: make faults")
 async def test_row_30_workers_that_the_kernel_kills_for_memory_are_started_again(cluster: Cluster):
     group = own_group()
     assert group

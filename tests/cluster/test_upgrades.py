@@ -137,6 +137,7 @@ def lock_waits(cluster: Cluster) -> Iterator[list[float]]:
         looking.join()
 
 
+@pytest.mark.skipif(not ALL, reason="takes half a minute: make faults")
 async def test_row_44_a_migration_under_load_holds_nobody_up_for_a_second(
     cluster: Cluster, tmp_path: Path
 ):

@@ -17,6 +17,7 @@ from bench.reader import Reader
 from bench.site import Person, found_generation
 from tests.chatsite.test_serve import COUNT, COUNTED
 from tests.cluster.conftest import needs_nginx
+from tests.faults.workers import ALL
 
 pytestmark = needs_nginx
 SLEEP = """\
@@ -35,6 +36,7 @@ class Elsewhere:
     url: str
 
 
+@pytest.mark.skipif(not ALL, reason="takes half a minute: make faults")
 async def test_row_9_a_worker_whose_database_is_slow_gives_its_answer_away(cluster: Cluster):
     person = await Person(cluster).arrive()
     socket = str(cluster.folder / "postgres" / ".s.PGSQL.5432")
