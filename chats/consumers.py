@@ -102,6 +102,7 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
         if self.is_closing:
             return
         try:
+            await asyncio.sleep(keeper().pause_for(self.user))
             await self._receive(text_data)
         except Malformed as error:
             await self._count_malformed(str(error))

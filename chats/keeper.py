@@ -25,6 +25,7 @@ AWAY_SECONDS = 5.0  # without a word from the database, until the pages are told
 LOOKS = 16  # in that time: a part of the sockets each, so that they do not all come at once
 BATCH = 500  # sessions in one query
 IN_ONE_TURN = 32  # of the event loop
+FRAMES_A_SECOND, FRAMES_TOGETHER = 20, 400  # of one person; each is a look at the database
 T = TypeVar("T")
 
 
@@ -46,12 +47,23 @@ class Keeper:
         self._sockets: set[Kept] = set()
         self._of: Counter[int] = Counter()  # by person
         self._tasks: list[asyncio.Task[None]] = []
+        self._paid_until: dict[int, float] = {}  # by person: when all they asked was their due
         self._is_away = False  # the database, as the pages were told last
 
     def has_room_for(self, person: User) -> bool:
         """Each may have a few dozen pages open: their sockets take what others need."""
         most = settings.MAX_SOCKETS_EACH
         return not most or self._of[person.pk] < most
+
+    def pause_for(self, person: User) -> float:
+        """Seconds that a person's next frame waits: who asks without end waits for themselves."""
+        if not settings.MAX_SOCKETS_EACH:
+            return 0.0
+        now = time.monotonic()
+        saved_up = now - FRAMES_TOGETHER / FRAMES_A_SECOND
+        paid = max(self._paid_until.get(person.pk, saved_up), saved_up) + 1 / FRAMES_A_SECOND
+        self._paid_until[person.pk] = paid
+        return max(0.0, paid - now)
 
     def add(self, socket: Kept) -> None:
         self._of[socket.user.pk] += 1
@@ -91,6 +103,8 @@ class Keeper:
 
     async def _check(self) -> None:
         now = time.monotonic()
+        saved_up = now - FRAMES_TOGETHER / FRAMES_A_SECOND
+        self._paid_until = {pk: at for pk, at in self._paid_until.items() if at > saved_up}
         open_ones = [one for one in self._sockets if not one.is_closing]
         due = [one for one in open_ones if one.checked_at + SESSION_CHECK_SECONDS <= now]
         for some in _batches(due):

@@ -16,7 +16,8 @@ from inference.tokenlog import Event, read_many
 Frame = dict[str, Any]
 Place = tuple[UUID, int, int]  # a run, and the epoch and the event up to which it was read
 MAX_EVENTS = 256  # of one look: a reader who lags keeps no more than these in memory
-MAX_HTML_CHARACTERS = 48 * 1024  # a frame is at most 64 KiB; a larger end is fetched by HTTP
+MAX_HTML_CHARACTERS = 48 * 1024  # of an end; a larger one is fetched by HTTP
+SHORT_CHARACTERS = 8 * 1024  # of an answer that is made HTML together with others
 
 
 @dataclass(slots=True)
@@ -49,8 +50,12 @@ def look(pk: UUID, epoch: int, after: int) -> Look:
 
 
 def ends(places: Sequence[Place]) -> list[Look | None]:
-    """The rest and the end of each that has ended; None for those that have not."""
-    runs = with_lapse().filter(pk__in={place[0] for place in places})
+    """The rest and the end of each that has ended and is short; None for the others.
+
+    A long answer takes half a second to become HTML, for which all the others would wait.
+    """
+    asked = {place[0] for place in places}
+    runs = with_lapse().filter(pk__in=asked, log_characters__lte=SHORT_CHARACTERS)
     ended = {run.pk: run for run in runs if not run.is_active}
     found = iter(_ends(ended, [place for place in places if place[0] in ended]) if ended else [])
     return [next(found) if pk in ended else None for pk, *_ in places]
@@ -63,18 +68,26 @@ def _ends(runs: dict[UUID, Generation], places: Sequence[Place]) -> list[Look]:
     those that ended long ago may be gone, and the rows tell the end.
     """
     rest = read_many(places, MAX_EVENTS)
-    messages = list(Message.objects.filter(generation__in=runs))
-    rows = {row.message.generation_id: row for row in transcript.rows_of(messages)}
+    shown = _shown(list(runs))
     return [
-        _end(runs[pk], events, rows.get(pk)) for (pk, *_), events in zip(places, rest, strict=True)
+        _end(runs[pk], events, shown.get(pk, ""))
+        for (pk, *_), events in zip(places, rest, strict=True)
     ]
 
 
-def _end(run: Generation, events: list[Event], row: transcript.Row | None) -> Look:
+def _shown(ids: list[UUID]) -> dict[UUID | None, str | None]:
+    """The HTML of their messages; None of what is too long for a frame."""
+    messages = list(Message.objects.filter(generation__in=ids))
+    html: dict[UUID | None, str | None] = dict.fromkeys(m.generation_id for m in messages)
+    short = [message for message in messages if len(message.text) <= MAX_HTML_CHARACTERS]
+    return html | {row.message.generation_id: _html(row) for row in transcript.rows_of(short)}
+
+
+def _end(run: Generation, events: list[Event], html: str | None) -> Look:
     if len(events) == MAX_EVENTS and not events[-1].is_terminal:
         return Look.at_text(events)
     end = {"type": "end", "generation": run.pk, "epoch": run.epoch, "seq": run.log_seq}
-    end |= {"status": run.status, "html": _html(row) if row else ""}
+    end |= {"status": run.status, "html": html}
     return Look([event for event in events if not event.is_terminal], end=end)
 
 

@@ -19,8 +19,8 @@ class OneLine(logging.Formatter):
         return super().formatMessage(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        # Somebody asked by a name that is not this site's: a line says it all.
-        if record.name == "django.security.DisallowedHost":
+        # A stranger asked by another site's name, or for too much: a line says it all.
+        if record.name.startswith("django.security."):
             record.exc_info = record.exc_text = None
         return super().format(record)
 

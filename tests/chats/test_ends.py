@@ -7,10 +7,11 @@ from uuid import UUID, uuid4
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from django.utils.safestring import SafeString
 
 from accounts.models import User
-from chats import tail
-from chats.looks import MAX_EVENTS, Place, ends, look
+from chats import tail, transcript
+from chats.looks import MAX_EVENTS, MAX_HTML_CHARACTERS, SHORT_CHARACTERS, Place, ends, look
 from chats.models import Chat
 from inference.database import in_database
 from inference.models import Chunk, Generation, Release
@@ -87,6 +88,31 @@ def test_one_that_is_gone_or_whose_log_is_keeps_no_other_back(start: Start):
     assert rest.end
     assert (len(mine.events), len(rest.events)) == (1, 0)
     assert "b" in rest.end["html"]
+
+
+def test_a_long_answer_lets_no_other_wait_for_its_html(start: Start):
+    short, long = start("a"), start("word " * (SHORT_CHARACTERS // 5 + 1))
+    mine, other = ends([(short, 0, 0), (long, 0, 0)])
+    assert mine is not None
+    assert other is None, "it is read by itself"
+    whole = look(long, 0, 0).end
+    assert whole
+    assert "word word" in whole["html"]
+
+
+def test_nothing_is_made_html_that_no_frame_can_carry(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+):
+    def noted(text: str) -> SafeString:
+        made.append(text)
+        return SafeString(text)
+
+    made: list[str] = []
+    monkeypatch.setattr(transcript, "render", noted)
+    end = look(start("word " * (MAX_HTML_CHARACTERS // 5 + 1)), 0, 0).end
+    assert end
+    assert end["html"] is None
+    assert made == []
 
 
 def test_many_take_as_many_queries_as_one(start: Start):

@@ -158,3 +158,31 @@ async def test_one_person_has_so_many_pages_open_and_others_theirs(alice, bob, s
         async with page(alice) as again:
             await send(again, type="ping")
             assert (await next_of(again, "pong"))["type"] == "pong"
+
+
+def test_who_asks_without_end_waits_and_nobody_else_does(alice, bob, settings, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("chats.keeper.time.monotonic", lambda: now)
+    kept = keeper.Keeper()
+    pauses = [kept.pause_for(alice) for _ in range(keeper.FRAMES_TOGETHER + 100)]
+    assert pauses[: keeper.FRAMES_TOGETHER] == [0.0] * keeper.FRAMES_TOGETHER
+    assert pauses[-1] == pytest.approx(100 / keeper.FRAMES_A_SECOND)
+    assert kept.pause_for(bob) == 0.0
+    now += 60
+    assert kept.pause_for(alice) == 0.0, "all is forgotten in the end"
+    settings.MAX_SOCKETS_EACH = 0
+    assert {kept.pause_for(alice) for _ in range(1000)} == {0.0}
+
+
+async def test_the_frames_of_a_person_who_asks_too_much_come_later(alice, bob, monkeypatch):
+    monkeypatch.setattr(keeper, "FRAMES_TOGETHER", 2)
+    monkeypatch.setattr(keeper, "FRAMES_A_SECOND", 5)
+    async with page(alice) as mine, page(bob) as theirs:
+        started = asyncio.get_running_loop().time()
+        for _ in range(5):
+            await send(mine, type="ping")
+        for _ in range(5):
+            assert (await next_of(mine, "pong"))["type"] == "pong"
+        assert asyncio.get_running_loop().time() - started > 0.5  # three wait a fifth of a second
+        await send(theirs, type="ping")
+        assert (await next_of(theirs, "pong"))["type"] == "pong"
