@@ -50,7 +50,15 @@ def progress(run: Generation) -> Progress:
         return Progress("loading", percent=max((row[1] for row in workers), default=None))
     position = Generation.objects.position_of(run)
     wait = expected_wait(Generation.objects.all(), run.release, position)
-    return Progress("queued", position=position, wait=wait)
+    return Progress("queued", position=position, wait=_roughly(wait))
+
+
+def _roughly(seconds: int | None) -> int | None:
+    """So that it does not pretend to know better, nor change all the time."""
+    if seconds is None or seconds <= 10:
+        return seconds
+    step = 5 if seconds <= 60 else 30
+    return -(-seconds // step) * step
 
 
 def with_lapse() -> Any:

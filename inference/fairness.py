@@ -104,21 +104,26 @@ def _free_in(runs: "GenerationQuerySet", release: "Release") -> int:
 
 
 def expected_wait(runs: "GenerationQuerySet", release: "Release", position: int) -> int | None:
-    """Seconds until so many runs have begun, by how long runs take; None: not known.
+    """Seconds until so many runs have begun, by how long answers take; None: not known.
 
-    The last ones that ended, and of those that are running the ones that take longer already:
-    else it would stay the same while everybody waits behind long answers.
+    By the last ones that ended, or by those that run if these take longer already. Titles are
+    short and would make a long answer's end look near. Who has had the usual time may well have
+    half as long again.
     """
     from inference.models import Worker
 
     slots = Worker.objects.slots_of(release.pk)
-    ended = runs.filter(release=release, started_at__isnull=False, finished_at__isnull=False)
-    times = ended.order_by("-finished_at").values_list("started_at", "finished_at")
-    seconds = [(end - start).total_seconds() for start, end in times[:RECENT_RUNS] if start and end]
+    answers = runs.filter(release=release, started_at__isnull=False).exclude(purpose="title")
+    times = answers.filter(finished_at__isnull=False).order_by("-finished_at")
+    ended = times.values_list("started_at", "finished_at")[:RECENT_RUNS]
+    seconds = [(end - start).total_seconds() for start, end in ended if start and end]
     if not seconds or not slots:
         return None
-    usual, now = mean(seconds), timezone.now()
-    running = runs.filter(release=release, status="running").values_list("started_at", flat=True)
-    so_far = [(now - start).total_seconds() for start in running if start]
-    longer = [lasts for lasts in so_far if lasts > usual]
-    return max(1, math.ceil(position * mean([*seconds, *longer]) / slots))
+    now = timezone.now()
+    begun = answers.filter(status="running").values_list("started_at", flat=True)
+    so_far = [(now - start).total_seconds() for start in begun if start]
+    usual = max(mean(seconds), mean(so_far) if so_far else 0)
+    left = sorted(max(usual - lasts, lasts / 2) for lasts in so_far)[:slots]
+    rounds, place = divmod(position - 1, slots)
+    until_free = [*[0.0] * (slots - len(left)), *left][place]
+    return max(1, math.ceil(rounds * usual + until_free))

@@ -1,5 +1,6 @@
 """A guest is asked for nothing and loses nothing."""
 
+import re
 from typing import Any
 from uuid import uuid4
 
@@ -98,6 +99,18 @@ def test_logging_in_moves_the_guests_chats_and_deletes_the_guest(client, alice):
     message.refresh_from_db()
     assert (chat.user, message.user) == (alice, alice)
     assert not User.objects.filter(is_guest=True).exists()
+
+
+def test_who_logs_in_or_signs_up_from_a_chat_comes_back_to_it(client, alice):
+    chat = Chat.objects.create(user=ask(client))
+    path = f"/chats/{chat.pk}/"
+    page = client.get(path).content.decode()
+    links = re.findall(r'href="([a-z/]+/\?next=[^"]+)"', page)
+    assert len(links) == 4  # in the bar above and in the list of chats
+    link = next(link for link in links if "login" in link)
+    answer = client.post(link, {"username": "alice", "password": PASSWORD})
+    assert answer.url == path
+    assert client.get(path).status_code == 200
 
 
 def test_a_failed_log_in_moves_nothing(client, alice):

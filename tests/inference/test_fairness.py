@@ -1,5 +1,6 @@
 """Who is served next when many wait, and when there is no room for more."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from uuid import uuid4
 
@@ -182,15 +183,52 @@ def test_one_person_has_so_many_answers_under_way_and_titles_are_not_counted(
 def test_the_expected_wait_grows_while_those_in_front_take_longer_than_usual(
     alice: User, release: Release
 ):
-    now = timezone.now()
-    Worker.objects.create(boot_id=uuid4(), node="n", pid=1, release=release, state="ready", slots=1)
-    ask(alice, release, 2)
-    runs = Generation.objects.order_by("turn")
-    ended, running = list(runs)
-    Generation.objects.filter(pk=ended.pk).update(
-        status="done", started_at=now - timedelta(seconds=3), finished_at=now
+    wait = _waits(alice, release, slots=1, lasted=3)
+    assert wait(1) == 1, "the slot is free"
+    assert wait(3) == 6
+    _begin(1, ago=57)
+    assert wait(1) in (29, 30), "half as long again"
+    assert wait(2) in (86, 87, 88), "and then one that may take as long"
+
+
+def test_the_expected_wait_becomes_shorter_as_time_passes(alice: User, release: Release):
+    wait = _waits(alice, release, slots=2, lasted=40)
+    _begin(1, ago=10)
+    _begin(1, ago=5)
+    assert wait(1) in (30, 31)
+    assert wait(2) in (35, 36)
+    assert wait(3) in (70, 71)
+    Generation.objects.filter(status="running").update(started_at=F("started_at") - timedelta(0, 9))
+    assert wait(1) in (21, 22)
+
+
+def test_titles_do_not_make_the_wait_for_an_answer_look_short(alice: User, release: Release):
+    wait = _waits(alice, release, slots=1, lasted=40)
+    _end(Generation.objects.create(user=alice, release=release, purpose="title"), lasted=1)
+    _begin(1, ago=1)
+    assert wait(1) in (39, 40)
+
+
+def _waits(user: User, release: Release, slots: int, lasted: int) -> Callable[[int], int | None]:
+    """What `expected_wait` says where one answer has taken so many seconds and more are queued."""
+    Worker.objects.create(
+        boot_id=uuid4(), node="n", pid=1, release=release, state="ready", slots=slots
     )
-    assert fairness.expected_wait(Generation.objects.all(), release, 1) == 3
-    begun = now - timedelta(seconds=57)
-    Generation.objects.filter(pk=running.pk).update(status="running", started_at=begun)
-    assert fairness.expected_wait(Generation.objects.all(), release, 1) in (30, 31)
+    ask(user, release, 4)
+    _end(Generation.objects.earliest("turn"), lasted)
+    return lambda position: fairness.expected_wait(Generation.objects.all(), release, position)
+
+
+def _end(run: Generation, lasted: int) -> None:
+    now = timezone.now()
+    Generation.objects.filter(pk=run.pk).update(
+        status="done", started_at=now - timedelta(seconds=lasted), finished_at=now
+    )
+
+
+def _begin(count: int, ago: int) -> None:
+    chosen = Generation.objects.filter(status="queued").order_by("turn")[:count]
+    begun = timezone.now() - timedelta(seconds=ago)
+    Generation.objects.filter(pk__in=[run.pk for run in chosen]).update(
+        status="running", started_at=begun
+    )

@@ -81,6 +81,11 @@ def test_queues_of_two_models_are_for_two_workers():
         call_command("worker", "-Q", "small.interactive,large.interactive")
 
 
+def test_an_unknown_lane_of_a_queue_is_named_too():
+    with pytest.raises(CommandError, match=r"no lane .fast.\. Known"):
+        call_command("worker", "-Q", "small@1.fast")
+
+
 def test_lanes_are_named_once():
     with pytest.raises(CommandError, match=r"Leave --lanes out"):
         call_command("worker", "-Q", "small.interactive", "--lanes", "background")

@@ -32,6 +32,12 @@ def test_the_file_as_it_came_stays_where_nothing_is_near_it():
     assert propose([row("as it came", 50, 0), row("slow", 40, 0.01)]).name == "as it came"
 
 
+def test_what_a_format_loses_has_to_be_worth_it():
+    assert propose([row("as it came", 100, 0), row("hardly", 104, 0.08)]).name == "as it came"
+    assert propose([row("as it came", 100, 0), row("much", 130, 0.08)]).name == "much"
+    assert propose([row("as it came", 100, 0), row("the same", 104, 0.001)]).name == "the same"
+
+
 def test_the_table_marks_the_best():
     rows = [row("as it came", 50, 0), row("fine", 90, 0.05)]
     lines = table(rows, rows[1])

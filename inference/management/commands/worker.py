@@ -92,6 +92,8 @@ def queues(text: str) -> tuple[str, tuple[str, ...]]:
     chosen: list[str] = []
     for queue in text.split(","):
         name, _, lane = queue.rpartition(".")
+        if "@" in name and lane not in LANES:
+            lanes(lane)  # versions have no dots
         names.add(name if lane in LANES else queue)
         chosen += [lane] if lane in LANES else LANES
     if len(names) > 1:
