@@ -1,5 +1,6 @@
-"""How much one process of a role bears: python -m bench.scale streams|sockets|visits|storm|answers
+"""How much one process of a role bears.
 
+python -m bench.scale streams|arriving|sockets|visits|storm|answers
 The simulated model answers, everything else is real; the people are on the same machine.
 """
 
@@ -9,10 +10,10 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -25,7 +26,7 @@ from bench.site import Person, descendants, watch
 
 STREAMS, PACE = int(os.environ.get("STREAMS") or 250), 100
 QUESTION, TOKENS = f"count 152 pace={PACE}", 499  # a token a character
-FINISH_SECONDS = 5.25
+FINISH_SECONDS, ARRIVING_SECONDS = 5.25, 4.5
 SOCKETS, SOCKET_KIB, ACCEPTS_A_SECOND, STALL_MS = (
     int(os.environ.get("SOCKETS") or 5_000),
     40.0,
@@ -52,20 +53,48 @@ async def streams(cluster: Cluster) -> dict[str, Any]:
         await asyncio.sleep(5)  # every socket is open
     pid = _process_that_serves(cluster)
     busy, started = _cpu_seconds(pid), time.perf_counter()
-    pairs = await asyncio.gather(*reads)
-    lasts, seconds = ([pair[n] for pair in pairs] for n in (0, 1))
+    seen = await asyncio.gather(*reads)
     took = time.perf_counter() - started
-    return {
-        "streams": len(seconds),
-        "tokens each": TOKENS,
-        "first token to last, at this pace s": (TOKENS - 1) / PACE,
-        "first token to last, p95 s": round(quantile(lasts, 0.95), 2),
-        "first token to end, median s": round(median(seconds), 2),
-        "first token to end, p95 s": round(quantile(seconds, 0.95), 2),
-        "first token to end, limit of the p95 s": FINISH_SECONDS,
+    return _finished(seen) | {
         "from the workers' wake-up to the last end, s": round(took, 2),
         "of a core, the realtime process": round((_cpu_seconds(pid) - busy) / took, 2),
         "longest pause of a stream, median s": round(median(r.longest_pause for r in readers), 2),
+    }
+
+
+async def arriving(cluster: Cluster) -> dict[str, Any]:
+    """The same by people who come one after the other, in less time than an answer takes."""
+    people = [await Person(cluster).arrive() for _ in range(STREAMS // 5)]
+    await asyncio.sleep(3)
+    replica, pause = cluster.replicas[0], ARRIVING_SECONDS / STREAMS
+    asked = [_come(people[n % len(people)], n * pause, replica) for n in range(STREAMS)]
+    return {"come over s": ARRIVING_SECONDS} | _finished(await asyncio.gather(*asked))
+
+
+async def _come(person: Person, after: float, replica: str) -> "Seen":
+    await asyncio.sleep(after)
+    return await _read(Reader(person, await person.ask(QUESTION)), replica)
+
+
+class Seen(NamedTuple):
+    """When a reader saw what of one answer."""
+
+    first: float
+    last: float
+    end: float
+
+
+def _finished(seen: Sequence[Seen]) -> dict[str, Any]:
+    lasts, ends = [one.last - one.first for one in seen], [one.end - one.first for one in seen]
+    return {
+        "streams": len(seen),
+        "at most at once": max(sum(a.first <= b.first <= a.last for a in seen) for b in seen),
+        "tokens each": TOKENS,
+        "first token to last, at this pace s": (TOKENS - 1) / PACE,
+        "first token to last, p95 s": round(quantile(lasts, 0.95), 2),
+        "first token to end, median s": round(median(ends), 2),
+        "first token to end, p95 s": round(quantile(ends, 0.95), 2),
+        "first token to end, limit of the p95 s": FINISH_SECONDS,
     }
 
 
@@ -74,8 +103,7 @@ async def _ask(person: Person, gate: asyncio.Semaphore) -> Reader:
         return Reader(person, await person.ask(QUESTION))
 
 
-async def _read(reader: Reader, replica: str) -> tuple[float, float]:
-    """Seconds from the first token to the last, and to the end."""
+async def _read(reader: Reader, replica: str) -> Seen:
     async with reader.person.socket(replica) as socket:
         began = last = 0.0
         async for frame in watch(socket, reader.generation):
@@ -83,7 +111,7 @@ async def _read(reader: Reader, replica: str) -> tuple[float, float]:
             last = time.perf_counter() if frame["type"] == "delta" else last
             began = began or last
         assert (reader.status, len(reader.text)) == ("done", TOKENS)
-        return last - began, time.perf_counter() - began
+        return Seen(began, last, time.perf_counter())
 
 
 # --- many pages that are open and do nothing, then beside some that are answered --------------
@@ -288,6 +316,7 @@ def _cpu_seconds(pid: int) -> float:
 Measure = Callable[[Cluster], Coroutine[Any, Any, dict[str, Any]]]
 PARTS: dict[str, tuple[Measure, dict[str, str]]] = {
     "streams": (streams, {"WORKER_SLOTS": "128", "MAX_QUEUED": "0"}),
+    "arriving": (arriving, {"WORKER_SLOTS": "128", "MAX_QUEUED": "0"}),
     "sockets": (sockets, {"WORKER_SLOTS": "32", "MAX_QUEUED": "0"}),
     "visits": (visits, {}),
     "storm": (storm, {}),
