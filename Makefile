@@ -50,7 +50,7 @@ test-browser: dev
 test-postgres: dev
 	TEST_DATABASE=postgres $(BIN)/python -m pytest -m "not browser and not cluster" --ignore=tests/architecture $(PYTEST)
 
-faults: dev ## All kills of the fault tests, on both databases; `make test` has a quarter of them
+faults: dev ## All kills of the fault tests, on both databases; `make test` has a part of them
 	FAULTS=all $(BIN)/python -m pytest tests/faults tests/cluster $(PYTEST)
 	FAULTS=all $(BIN)/python -m pytest --ignore=tests/faults --ignore=tests/cluster -k row_ tests $(PYTEST)
 	FAULTS=all TEST_DATABASE=postgres $(BIN)/python -m pytest tests/faults $(PYTEST)

@@ -36,6 +36,7 @@ class Look:
 
 
 def look(pk: UUID, epoch: int, after: int) -> Look:
+    """What is new after (epoch, after), or how the run is doing, or its end."""
     events = Generation(pk=pk).log.read(epoch, after, MAX_EVENTS)
     if events and not events[-1].is_terminal:
         return Look.at_text(events)

@@ -50,10 +50,10 @@ def progress(run: Generation) -> Progress:
         return Progress("loading", percent=max((row[1] for row in workers), default=None))
     position = Generation.objects.position_of(run)
     wait = expected_wait(Generation.objects.all(), run.release, position)
-    return Progress("queued", position=position, wait=_roughly(wait))
+    return Progress("queued", position=position, wait=roughly(wait))
 
 
-def _roughly(seconds: int | None) -> int | None:
+def roughly(seconds: int | None) -> int | None:
     """So that it does not pretend to know better, nor change all the time."""
     if seconds is None or seconds <= 10:
         return seconds

@@ -27,7 +27,7 @@ from inference.tuning.plot import draw
 BASE_DIR = Path(settings.BASE_DIR)
 QUICK = ("IQ4_NL+Q8_0",)
 QUICK_SECONDS = 60.0  # for each thing made or measured; a large model is left as it came
-PRICE = 2.0
+PRICE = 2.0  # percent of speed for each hundredth of a nat
 MOST_DIVERGENCE = 0.1  # nats a token from the file as it came: what a faster default may cost
 
 
@@ -192,7 +192,7 @@ def _ended_after(process: subprocess.Popen[str], most: float | None) -> Iterator
 def propose(rows: Sequence[Row]) -> Row:
     """The fastest of those that say nearly the same as the file as it came.
 
-    What a format loses has to be worth it: each hundredth of a nat takes PRICE percent of speed.
+    What a format loses has to be worth it (PRICE).
     """
     near = [row for row in rows if row.figures.divergence <= MOST_DIVERGENCE]
     return max(near or rows[:1], key=lambda row: row.speed * exp(-PRICE * row.figures.divergence))

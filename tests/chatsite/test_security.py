@@ -66,3 +66,13 @@ def test_a_log_line_cannot_be_forged():
     )
     line = OneLine("%(levelname)s %(message)s").format(record)
     assert line == r"INFO name a\n2026 ERROR \x1b[31mb"
+
+
+@pytest.mark.parametrize("name", ["django.security.TooManyFieldsSent", "django.request"])
+def test_what_a_stranger_sends_is_one_line_and_an_error_of_ours_has_its_traceback(name: str):
+    try:
+        raise ValueError("1,200 fields")
+    except ValueError:
+        record = logging.LogRecord(name, logging.ERROR, "", 0, "Refused.", (), sys.exc_info())
+    lines = OneLine("%(message)s").format(record).splitlines()
+    assert (len(lines) == 1) == (name != "django.request")

@@ -12,6 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts.models import Tier, User
+from chats.progress import roughly
 from inference import fairness
 from inference.models import Generation, Release, Worker
 from inference.queue import LEASE
@@ -232,3 +233,8 @@ def _begin(count: int, ago: int) -> None:
     Generation.objects.filter(pk__in=[run.pk for run in chosen]).update(
         status="running", started_at=begun
     )
+
+
+def test_people_are_told_the_wait_in_round_numbers():
+    told = {seconds: roughly(seconds) for seconds in (None, 1, 10, 11, 60, 61, 90, 100)}
+    assert told == {None: None, 1: 1, 10: 10, 11: 15, 60: 60, 61: 90, 90: 90, 100: 120}
