@@ -8,6 +8,7 @@ that does next to nothing a token; it is sent token ids on a connection that is 
 import asyncio
 import json
 import os
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench.llama_server import LlamaServer
+from inference import collector
 from inference.engines.base import Request, Sampling, Turn
 from inference.engines.llama_cpp import LlamaCppEngine
+from inference.engines.threads import SWITCH_SECONDS
 
 EVENT = b'data: {"'
 LAST_EVENT = b'"stop":true'
@@ -181,6 +184,8 @@ def _parameters(job: Job) -> dict[str, Any]:
 async def ours(model: Path, slots: int, context_tokens: int, threads: int) -> AsyncIterator[Ours]:
     peer = Ours(model, slots, context_tokens, threads)
     await peer.engine.start(lambda percent: None)
+    collector.settle()  # as a worker does
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         yield peer
     finally:

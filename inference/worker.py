@@ -20,6 +20,7 @@ from django.db.models.functions import Now
 from inference import collector, doorbell, file_watch, wakeups
 from inference.database import in_database
 from inference.engines.base import Engine, EngineError
+from inference.engines.threads import SWITCH_SECONDS
 from inference.models import Release, Worker
 from inference.runner import Runner
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.2
-SWITCH_SECONDS = 0.0005  # how long the decode thread may wait for the others' Python, not 5 ms
 LOOK_SECONDS = 2.0
 FOLLOW_SECONDS = 2.0  # until a change of a release's servers is taken up
 

@@ -16,6 +16,7 @@ SOONEST, LATEST = 1.0, 30.0  # seconds between two trials; longer after each tha
 HOPELESS = 2.0  # times as slow as now: no second call needed
 BETTER = 0.9  # of the time now: worth a change
 SLOW_CALLS = 2
+SWITCH_SECONDS = 0.0005  # how long the decode thread may wait for others' Python, not 5 ms
 
 
 def counts() -> list[int]:

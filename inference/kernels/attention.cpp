@@ -9,6 +9,11 @@
 #include "ggml-cpu.h"
 #include "ggml.h"
 #include "tiles.h"
+#if CHATSITE_WIDE_TILES
+#include "tiles_wide.h"
+#else
+#include "tiles_plain.h"
+#endif
 
 #include <immintrin.h>
 
@@ -37,15 +42,16 @@ namespace {
 
 constexpr int ROWS = 32;    // of queries, most that share a look at the cache
 constexpr int READING = 3;  // a look takes as long as so many rows of its work (measured before few rows were read in registers; it changes no value)
+constexpr int LINE = 64;    // bytes that come from memory together
 constexpr int WIDEST = 256; // numbers in a head's key or value
 constexpr uint16_t MASKED = 0xFC00; // minus infinity in 16 bits
 
-Widen widening(const ggml_tensor * t) {
+Widen widening(const ggml_tensor * t, Widen of_f16, Widen of_q8_0) {
     const bool fits = t->ne[0] % LANES == 0 && t->ne[0] <= WIDEST;
     if (t->type == GGML_TYPE_F16 && fits) {
-        return widen_f16;
+        return of_f16;
     }
-    return t->type == GGML_TYPE_Q8_0 && fits ? widen_q8_0 : nullptr;
+    return t->type == GGML_TYPE_Q8_0 && fits ? of_q8_0 : nullptr;
 }
 
 // How many of these cells there are up to the last one a query sees.
@@ -62,7 +68,6 @@ struct Attention {
     const ggml_tensor *q, *k, *v, *mask;
     ggml_tensor * dst;
     Widen widen_key, widen_value;
-    Score score;
     float scale;
     int key_width, value_width;
     int64_t cells, queries, heads, shared, groups, streams; // shared: query heads to one key
@@ -70,7 +75,7 @@ struct Attention {
 
     Attention(ggml_tensor * to, int threads)
         : q(to->src[0]), k(to->src[1]), v(to->src[2]), mask(to->src[3]), dst(to),
-          widen_key(widening(k)), widen_value(widening(v)), score(scoring(k->ne[0])), key_width(k->ne[0]), value_width(v->ne[0]),
+          widen_key(widening(k, keys_f16, keys_q8_0)), widen_value(widening(v, values_f16, values_q8_0)), key_width(k->ne[0]), value_width(v->ne[0]),
           cells(k->ne[1]), queries(q->ne[1]), heads(q->ne[2]), shared(heads / k->ne[2]), groups(k->ne[2]),
           streams(q->ne[3]) {
         std::memcpy(&scale, to->op_params, sizeof scale);
@@ -105,9 +110,11 @@ struct Attention {
 
     int64_t units() const { return streams * groups * blocks; }
 
-    // What a thread needs for its work. ggml reserves the room, for its own tiles.
-    size_t floats() const {
-        return CELLS * std::max(key_width, value_width) + ROWS * (key_width + value_width + CELLS);
+    // What a thread needs for its work, in whole lines of memory. ggml reserves the room, for its own
+    // tiles.
+    size_t bytes() const {
+        const size_t floats = CELLS * std::max(key_width, value_width) + ROWS * (key_width + value_width + CELLS);
+        return (floats * sizeof(float) + LINE - 1) / LINE * LINE;
     }
 
     const uint16_t * mask_of(int64_t query, int64_t head, int64_t stream) const {
@@ -179,9 +186,7 @@ struct Attention {
             return;
         }
         widen_key(key, k->nb[1], wide, key_width, (most + LANES - 1) / LANES * LANES);
-        for (int r = 0; r < count; ++r) {
-            score(rows[r], query + r * key_width, wide, key_width, weights + r * CELLS);
-        }
+        score_rows(rows, count, query, wide, key_width, weights);
     }
 
     void add_all(bool few, const Row * rows, int count, const char * value, int most, float * wide, const float * weights, float * sums) const {
@@ -190,9 +195,7 @@ struct Attention {
             return;
         }
         widen_value(value, v->nb[1], wide, value_width, most);
-        for (int r = 0; r < count; ++r) {
-            add_all_values(sums + r * value_width, weights + r * CELLS, wide, value_width, rows[r].cells);
-        }
+        add_rows(rows, count, weights, wide, value_width, sums);
     }
 };
 
@@ -200,20 +203,21 @@ struct Attention {
 
 extern "C" void __wrap_ggml_compute_forward_flash_attn_ext(const ggml_compute_params * params, ggml_tensor * dst) {
     const Attention attention(dst, params->nth);
-    const bool has_room = params->wsize >= params->nth * attention.floats() * sizeof(float);
+    const size_t to_line = -reinterpret_cast<uintptr_t>(params->wdata) % LINE; // what lies across two takes twice as long
+    const bool has_room = params->wsize >= to_line + params->nth * attention.bytes();
     if (params->use_ref || !attention.is_ours() || !has_room) {
         passed_on += params->ith == 0;
         __real_ggml_compute_forward_flash_attn_ext(params, dst);
         return;
     }
     ours += params->ith == 0;
-    float * work = static_cast<float *>(params->wdata) + params->ith * attention.floats();
+    char * room = static_cast<char *>(params->wdata) + to_line + params->ith * attention.bytes();
     if (params->ith == 0) {
         ggml_threadpool_chunk_set(params->threadpool, params->nth);
     }
     ggml_barrier(params->threadpool);
     for (int64_t unit = params->ith; unit < attention.units();
          unit = ggml_threadpool_chunk_add(params->threadpool, 1)) {
-        attention.unit(unit, work);
+        attention.unit(unit, reinterpret_cast<float *>(room));
     }
 }

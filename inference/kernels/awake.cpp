@@ -144,6 +144,7 @@ class Awake {
                 for (int i = 0; i < PAUSES; ++i) {
                     _mm_pause();
                 }
+                sched_yield(); // or a thread that evaluates waits until the next tick, 4 ms with many kernels
             }
         }
     }

@@ -9,6 +9,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -294,6 +295,9 @@ void multiply(const Weights * w, int columns, const Other<ROWS> * y, const Aside
     }
 }
 
+// So many groups, where there are registers for them.
+template <class Side, int GROUPS> using together = std::integral_constant<int, std::min(GROUPS, Side::TOGETHER)>;
+
 template <class Side, int ROWS>
 void multiply_all(int n, float * to, size_t stride, const void * weights, const void * other, int rows, int columns) {
     static thread_local std::vector<Aside<ROWS>> aside;
@@ -306,12 +310,14 @@ void multiply_all(int n, float * to, size_t stride, const void * weights, const 
         const auto some = [&](auto groups, int first) {
             multiply<Side, ROWS, groups>(w + column / 8 * blocks, columns - column, y + first * blocks, aside.data() + first * blocks, blocks, to + first * ROWS * stride + column, stride);
         };
-        int group = 0;
-        for (; group + Side::TOGETHER <= rows / ROWS; group += Side::TOGETHER) {
-            some(std::integral_constant<int, Side::TOGETHER>(), group);
-        }
-        for (; group < rows / ROWS; ++group) {
-            some(std::integral_constant<int, 1>(), group);
+        // The weights are made bytes once for all groups that are multiplied together.
+        for (int group = 0, left; (left = rows / ROWS - group) > 0; group += std::min(left, Side::TOGETHER)) {
+            switch (std::min(left, Side::TOGETHER)) {
+            case 1: some(together<Side, 1>(), group); break;
+            case 2: some(together<Side, 2>(), group); break;
+            case 3: some(together<Side, 3>(), group); break;
+            default: some(together<Side, 4>(), group);
+            }
         }
     }
 }

@@ -35,6 +35,27 @@ inline __m256 exp_of(__m256 x) {
 
 inline float exp_of(float x) { return _mm256_cvtss_f32(exp_of(_mm256_set1_ps(x))); }
 
+#if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define CHATSITE_WIDE_TILES 1
+
+constexpr int WIDE = 16; // numbers at once, where the processor has AVX-512
+
+inline __m512 exp_of(__m512 x) {
+    const __mmask16 others = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ);
+    x = _mm512_max_ps(x, _mm512_set1_ps(-88.0f));
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
+                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145752f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-6f), r);
+    __m512 p = _mm512_set1_ps(1.0f / 720);
+    for (float term : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(term));
+    }
+    const __m512i power = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_maskz_mul_ps(others, p, _mm512_castsi512_ps(_mm512_slli_epi32(power, 23)));
+}
+#endif
+
 inline float sum_of(__m256 x) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -71,49 +92,12 @@ inline void fetch_later(const char * cell, size_t apart) {
     _mm_prefetch(cell + AHEAD * apart + 64, _MM_HINT_T0);
 }
 
-void widen_f16(const char * from, size_t apart, float * to, int count, int cells) {
-    for (int cell = 0; cell < cells; ++cell, from += apart, to += count) {
-        for (int i = 0; i < count; i += LANES) {
-            const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from + 2 * i));
-            _mm256_storeu_ps(to + i, _mm256_cvtph_ps(half));
-        }
-    }
-}
-
-void widen_q8_0(const char * from, size_t apart, float * to, int count, int cells) {
-    for (int cell = 0; cell < cells; ++cell, from += apart) {
-        fetch_later(from, apart);
-        const char * block = from;
-        for (const float * end = to + count; to < end; block += BLOCK_BYTES, to += BLOCK) {
-            const __m256 scale = scale_of(block);
-            for (int i = 0; i < BLOCK; i += LANES) {
-                _mm256_storeu_ps(to + i, widened(block, i, scale));
-            }
-        }
-    }
-}
-
 // --- one row against one tile of cells ----------------------------------------------------
 
 inline __m256 sums_of(const __m256 (&x)[LANES]) {
     const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
     const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
     return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
-}
-
-// The products of a query with eight keys; keys lie one after the other, `width` apart.
-// WIDTH is the width, where the compiler is to know it (it then needs no register for each key).
-template <int WIDTH>
-inline __m256 products(const float * query, const float * keys, int width) {
-    width = WIDTH ? WIDTH : width;
-    __m256 sums[LANES] = {};
-    for (int d = 0; d < width; d += LANES) {
-        const __m256 q = _mm256_loadu_ps(query + d);
-        for (int cell = 0; cell < LANES; ++cell) {
-            sums[cell] = _mm256_fmadd_ps(q, _mm256_loadu_ps(keys + cell * width + d), sums[cell]);
-        }
-    }
-    return sums_of(sums);
 }
 
 // sum += the values, each times its weight; values lie one after the other, `width` apart.
@@ -149,18 +133,24 @@ void scale_by(float * numbers, float factor, int count) {
     }
 }
 
-// The scores of a row's cells.
-template <int WIDTH>
-void score(const Row & row, const float * query, const float * keys, int width, float * scores) {
-    for (int cell = 0; cell < row.cells; cell += LANES) {
-        _mm256_storeu_ps(scores + cell, products<WIDTH>(query, keys + cell * (WIDTH ? WIDTH : width), width));
+// In place of scores; the sum of them.
+float make_weights(float * weights, int cells, float highest) {
+    __m256 total = _mm256_setzero_ps();
+    int cell = 0;
+#if CHATSITE_WIDE_TILES
+    for (; cell + LANES < cells; cell += WIDE) {
+        const __m512 weight = exp_of(_mm512_sub_ps(_mm512_loadu_ps(weights + cell), _mm512_set1_ps(highest)));
+        _mm512_storeu_ps(weights + cell, weight);
+        total = _mm256_add_ps(total, _mm512_castps512_ps256(weight));
+        total = _mm256_add_ps(total, _mm512_extractf32x8_ps(weight, 1));
     }
-}
-
-using Score = void (*)(const Row &, const float *, const float *, int, float *);
-
-Score scoring(int width) {
-    return width == 64 ? score<64> : width == 128 ? score<128> : score<0>;
+#endif
+    for (; cell < cells; cell += LANES) {
+        const __m256 weight = exp_of(_mm256_sub_ps(_mm256_loadu_ps(weights + cell), _mm256_set1_ps(highest)));
+        _mm256_storeu_ps(weights + cell, weight);
+        total = _mm256_add_ps(total, weight);
+    }
+    return sum_of(total);
 }
 
 // Scores are made into weights; sums so far are brought to the new highest score.
@@ -182,23 +172,7 @@ void weigh(Row & row, int first, float * weights, float * sum, int value_width) 
         row.total *= factor;
         row.highest = now;
     }
-    __m256 total = _mm256_setzero_ps();
-    for (int cell = 0; cell < row.cells; cell += LANES) {
-        const __m256 weight = exp_of(_mm256_sub_ps(_mm256_loadu_ps(weights + cell), _mm256_set1_ps(now)));
-        _mm256_storeu_ps(weights + cell, weight);
-        total = _mm256_add_ps(total, weight);
-    }
-    row.total += sum_of(total);
-}
-
-void add_all_values(float * sum, const float * weights, const float * values, int width, int cells) {
-    int d = 0;
-    for (; d + 64 <= width; d += 64) {
-        add_values<8>(sum + d, weights, values + d, width, cells);
-    }
-    for (; d < width; d += LANES) {
-        add_values<1>(sum + d, weights, values + d, width, cells);
-    }
+    row.total += make_weights(weights, row.cells, now);
 }
 
 // --- few rows against one tile of cells of Q8_0 -------------------------------------------
