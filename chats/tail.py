@@ -120,7 +120,7 @@ async def _look_alone(pk: UUID, epoch: int, after: int) -> Look:
 
 
 def _delta(pk: UUID, event: Event) -> Frame:
-    return {
+    frame = {
         "type": "delta",
         "generation": pk,
         "epoch": event.epoch,
@@ -128,6 +128,7 @@ def _delta(pk: UUID, event: Event) -> Frame:
         "offset": event.offset,
         "text": event.text,
     }
+    return frame | {"finish": event.finish} if event.finish else frame
 
 
 async def follow_chat(user_id: int, pk: UUID, version: int) -> AsyncIterator[Frame]:

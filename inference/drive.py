@@ -137,8 +137,10 @@ class Drive:
             self._tail = await self._adopt()
             if self._cancelled:
                 await self._finish("stopped", "stopped")
-                return
-            await self._stream()
+            elif self._tail.finish:  # its writer went before the end was written
+                await self._finish("done", self._tail.finish)
+            else:
+                await self._stream()
 
     async def _adopt(self) -> Tail:
         run = self._generation
@@ -249,16 +251,25 @@ class Drive:
         if buffer.restarts:
             self._tail = await in_database(self.log.restart, self.fence)
             self._generation.inherited_tokens = 0
-        if buffer.is_empty:
+        finish = self._told_finish(buffer)
+        if buffer.is_empty and not finish:
             return
         await self._be_sure_of_the_lease()
         tail, ids = self._tail, tuple(buffer.token_ids)
         read, self._read = self._read, None
-        asked_to_stop = await self.log.aappend(self.fence, tail.seq + 1, buffer.text, ids, read)
+        append = self.log.aappend
+        asked_to_stop = await append(self.fence, tail.seq + 1, buffer.text, ids, read, finish)
         self._tail = Tail(tail.epoch, tail.seq + 1, tail.text + buffer.text, tail.token_ids + ids)
         self._cancelled = self._cancelled or asked_to_stop
         if self.log.wants_saving():
             self._save_soon()
+
+    def _told_finish(self, buffer: Buffer) -> str:
+        """Readers are told that the text is whole before its end is written, which many at once
+        wait for; where the database is the log, only with text: the end comes as soon."""
+        if not buffer.last or buffer.error or not (self._tail.seq or buffer.text):
+            return ""
+        return buffer.last.finish or "" if self.log.is_live or buffer.text else ""
 
     async def _be_sure_of_the_lease(self) -> None:
         """Redis knows nothing of leases: write there only while nobody else can have claimed."""

@@ -104,7 +104,8 @@ class LiveLog(DatabaseLog):
         self.save(fence)
         text = "".join(entry.text for entry in answer)
         ids = unpack(b"".join(entry.token_ids for entry in answer))
-        return Tail(tail.epoch, writer.seq, tail.text + text, tail.token_ids + ids)
+        finish = answer[-1].finish if answer else tail.finish
+        return Tail(tail.epoch, writer.seq, tail.text + text, tail.token_ids + ids, finish)
 
     def _ask_twice_for_the_rest(self, fence: int, tail: Tail) -> list[Entry] | None:
         """One slow answer to somebody else must not take back what readers have seen."""
@@ -134,7 +135,7 @@ class LiveLog(DatabaseLog):
         epoch = self._raise_epoch(fence) if fence > 1 else tail.epoch
         self._writer = Writer(fence, epoch, tail.seq, tail.seq, len(tail.text))
         self._try_to_seed(self._writer)
-        return Tail(epoch, tail.seq, tail.text, tail.token_ids)
+        return Tail(epoch, tail.seq, tail.text, tail.token_ids, tail.finish)
 
     def _raise_epoch(self, fence: int) -> int:
         """The saved events become those of the next epoch."""
@@ -158,9 +159,10 @@ class LiveLog(DatabaseLog):
         text: str,
         token_ids: Sequence[int],
         prompt: tuple[int, str] | None = None,
+        finish: str = "",
     ) -> bool:
         writer = self._written_by(fence)
-        entry = self._add(writer, seq, text, token_ids, prompt)
+        entry = self._add(writer, seq, text, token_ids, prompt, finish)
         try:
             answer = redis_server.server().run(APPEND, self._head, *self._told(writer, entry))
         except Away:
@@ -177,11 +179,12 @@ class LiveLog(DatabaseLog):
         text: str,
         token_ids: Sequence[int],
         prompt: tuple[int, str] | None = None,
+        finish: str = "",
     ) -> bool:
         writer = self._writer
         if writer is None or writer.fence != fence:
-            return await super().aappend(fence, seq, text, token_ids, prompt)
-        entry = self._add(writer, seq, text, token_ids, prompt)
+            return await super().aappend(fence, seq, text, token_ids, prompt, finish)
+        entry = self._add(writer, seq, text, token_ids, prompt, finish)
         try:
             answer = await run_script(APPEND, self._head, *self._told(writer, entry))
         except Away:
@@ -200,12 +203,12 @@ class LiveLog(DatabaseLog):
 
     def _add(
         self, writer: Writer, seq: int, text: str, token_ids: Sequence[int],
-        prompt: tuple[int, str] | None,
+        prompt: tuple[int, str] | None, finish: str = "",
     ) -> Entry:  # fmt: skip
         failpoints.hit("before_append")
         if seq != writer.seq + 1:
             raise Fenced
-        entry = writer.add(text, token_ids)
+        entry = writer.add(text, token_ids, finish)
         writer.prompt = writer.prompt or prompt
         failpoints.hit("in_append")
         return entry
@@ -370,4 +373,5 @@ def _entries(events: Iterable[Any]) -> Iterable[Entry]:
     for number, fields in events:
         found = dict(zip(fields[::2], fields[1::2], strict=True))
         seq = int(number.partition(b"-")[0])
-        yield Entry(seq, int(found[b"o"]), found[b"t"].decode(), found[b"i"])
+        finish = found.get(b"f", b"").decode()  # (an older worker writes none)
+        yield Entry(seq, int(found[b"o"]), found[b"t"].decode(), found[b"i"], finish)

@@ -10,9 +10,9 @@ local head, events = KEYS[1], KEYS[1] .. ':events'
 
 _ADD = """
 local function add(from)
-  for i = from, #ARGV, 4 do
+  for i = from, #ARGV, 5 do
     redis.call('XADD', events, ARGV[i] .. '-1', 'o', ARGV[i + 1], 't', ARGV[i + 2],
-               'i', ARGV[i + 3])
+               'i', ARGV[i + 3], 'f', ARGV[i + 4])
   end
 end
 local function stays(milliseconds)
@@ -26,7 +26,7 @@ _RUN = """
 local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 """
 
-# fence, epoch, seq, expiry in ms, channel | seq, offset, text, ids
+# fence, epoch, seq, expiry in ms, channel | seq, offset, text, ids, finish
 # → ok or stop (somebody asked the run to stop), or why nothing was written
 APPEND = f"""{_EVENTS}{_ADD}
 local now = redis.call('HMGET', head, 'fence', 'epoch', 'seq', 'stop')
@@ -56,7 +56,7 @@ end
 return {{'ok', redis.call('XRANGE', events, '(' .. ARGV[3] .. '-1', '+')}}
 """
 
-# fence, epoch, base, seq, expiry in ms, channel | seq, offset, text, ids | …
+# fence, epoch, base, seq, expiry in ms, channel | seq, offset, text, ids, finish | …
 # → ok, or fenced: there is a later writer
 SEED = f"""{_EVENTS}{_ADD}{_RUN}
 local fence = redis.call('HGET', head, 'fence')

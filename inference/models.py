@@ -334,6 +334,10 @@ class Chunk(models.Model):
     offset = models.PositiveIntegerField(help_text="Characters before this event")
     text = models.TextField(blank=True)
     token_ids = models.BinaryField(default=b"")
+    finish = models.CharField(
+        max_length=20, blank=True, default="", db_default="",
+        help_text="Why the answer's text ends with this event, if it does",
+    )  # fmt: skip
 
     class Meta:
         constraints: ClassVar = [

@@ -22,6 +22,7 @@ class Entry:
     offset: int
     text: str
     token_ids: bytes
+    finish: str = ""
 
     @property
     def end(self) -> int:
@@ -29,11 +30,11 @@ class Entry:
         return self.offset + len(self.text)
 
     @property
-    def arguments(self) -> tuple[int, int, str, bytes]:
-        return self.seq, self.offset, self.text, self.token_ids
+    def arguments(self) -> tuple[int, int, str, bytes, str]:
+        return self.seq, self.offset, self.text, self.token_ids, self.finish
 
     def event(self, epoch: int) -> Event:
-        return Event(epoch, self.seq, "delta", self.offset, self.text)
+        return Event(epoch, self.seq, "delta", self.offset, self.text, self.finish)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,8 @@ class Writer:
     def __post_init__(self) -> None:
         self.told = max(self.told, self.seq)
 
-    def add(self, text: str, token_ids: Sequence[int]) -> Entry:
-        entry = Entry(self.seq + 1, self.characters, text, pack(token_ids))
+    def add(self, text: str, token_ids: Sequence[int], finish: str = "") -> Entry:
+        entry = Entry(self.seq + 1, self.characters, text, pack(token_ids), finish)
         with self.lock:
             self.entries.append(entry)
             self.seq += 1
@@ -117,7 +118,7 @@ def _go_on(logs: Sequence[Unsaved]) -> set[UUID]:
     sql = GO_ON.format(
         now=now_sql(),
         ends=_marks(len(known), 6),
-        entries=_marks(len(entries), 7),
+        entries=_marks(len(entries), 8),
         prompts=KEEP_PROMPTS.format(_marks(len(prompts), 3)) if prompts else "",
     )
     with connection.cursor() as cursor:
@@ -141,11 +142,11 @@ GO_ON = """
         FROM ends WHERE run.id = ends.id AND run.id IN (SELECT id FROM held)
         RETURNING run.id
     ),
-    entries (id, epoch, seq, fence, "offset", text, token_ids) AS (VALUES {entries}),
+    entries (id, epoch, seq, fence, "offset", text, token_ids, finish) AS (VALUES {entries}),
     written AS (
         INSERT INTO inference_chunk
-            (generation_id, epoch, seq, fence, kind, "offset", text, token_ids)
-        SELECT id, epoch, seq, fence, 'delta', "offset", text, token_ids
+            (generation_id, epoch, seq, fence, kind, "offset", text, token_ids, finish)
+        SELECT id, epoch, seq, fence, 'delta', "offset", text, token_ids, finish
         FROM entries JOIN moved USING (id)
     )
     {prompts}
@@ -206,14 +207,15 @@ def _advance(ends: Sequence[tuple[UUID, Entry]]) -> None:
 def _insert(entries: Sequence[tuple[Unsaved, Entry]]) -> None:
     sql = f"""
         INSERT INTO inference_chunk
-            (generation_id, epoch, seq, fence, "offset", text, token_ids, kind)
-        VALUES {_marks(len(entries), 8)}
+            (generation_id, epoch, seq, fence, "offset", text, token_ids, finish, kind)
+        VALUES {_marks(len(entries), 9)}
     """
     _execute(sql, [(*_row(log, entry), "delta") for log, entry in entries])
 
 
 def _row(log: Unsaved, entry: Entry) -> tuple[Any, ...]:
-    return _key(log.id), log.epoch, entry.seq, log.fence, entry.offset, entry.text, entry.token_ids
+    head = (_key(log.id), log.epoch, entry.seq, log.fence)
+    return (*head, entry.offset, entry.text, entry.token_ids, entry.finish)
 
 
 def _marks(rows: int, columns: int) -> str:

@@ -32,13 +32,17 @@ class Fenced(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`offset` counts the characters (Unicode code points) before `text`."""
+    """`offset` counts the characters (Unicode code points) before `text`.
+
+    finish: why this text is the answer's last, if it is; the terminal event follows.
+    """
 
     epoch: int
     seq: int
     kind: str
     offset: int
     text: str
+    finish: str = ""
 
     @property
     def is_terminal(self) -> bool:
@@ -47,12 +51,16 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """Where a new writer goes on: everything logged so far."""
+    """Where a new writer goes on: everything logged so far.
+
+    finish: why it is the whole answer, if it is.
+    """
 
     epoch: int
     seq: int
     text: str
     token_ids: tuple[int, ...]
+    finish: str = ""
 
     @property
     def tokens(self) -> int:
@@ -77,7 +85,7 @@ def read_many(places: Sequence[tuple[UUID, int, int]], limit: int) -> list[list[
     marks = ", ".join(["(%s, %s, %s, %s, %s)"] * len(places))
     sql = f"""
         WITH reader (number, id, epoch, seen, last) AS (VALUES {marks})
-        SELECT reader.number, c.epoch, c.seq, c.kind, c."offset", c.text
+        SELECT reader.number, c.epoch, c.seq, c.kind, c."offset", c.text, c.finish
         FROM reader
         JOIN inference_generation g ON g.id = reader.id
         JOIN inference_chunk c ON c.generation_id = g.id AND c.epoch = g.epoch
@@ -140,9 +148,11 @@ class DatabaseLog:
         return self._tail(run)
 
     def _tail(self, run: "Generation") -> Tail:
-        rows = list(self._chunks().values_list("text", "token_ids")) if run.log_seq else []
+        fields = ("text", "token_ids", "finish")
+        rows = list(self._chunks().values_list(*fields)) if run.log_seq else []
         ids = b"".join(bytes(row[1]) for row in rows)
-        return Tail(run.epoch, run.log_seq, "".join(row[0] for row in rows), unpack(ids))
+        finish = rows[-1][2] if rows else ""
+        return Tail(run.epoch, run.log_seq, "".join(row[0] for row in rows), unpack(ids), finish)
 
     def append(
         self,
@@ -151,10 +161,12 @@ class DatabaseLog:
         text: str,
         token_ids: Sequence[int],
         prompt: tuple[int, str] | None = None,
+        finish: str = "",
     ) -> bool:
         """Write event `seq`; True means somebody asked the run to stop.
 
-        `prompt`: how many tokens it has and their hash, stored unless they are already.
+        `prompt`: how many tokens it has and their hash, stored unless they are already;
+        `finish`: why this is the last of the text, if it is.
 
         Raises Fenced when the fence is not current, `seq` is not the next one, or the
         log has ended; then nothing is written.
@@ -162,7 +174,8 @@ class DatabaseLog:
         failpoints.hit("before_append")
         with transaction.atomic():
             epoch, characters, cancelled = self._advance(fence, seq, len(text))
-            self._insert(epoch, seq, fence, "delta", characters - len(text), text, token_ids)
+            before = characters - len(text)
+            self._insert(epoch, seq, fence, "delta", before, text, token_ids, finish)
             if prompt is not None:
                 self.keep_prompt(*prompt)
             failpoints.hit("in_append")
@@ -177,10 +190,11 @@ class DatabaseLog:
         text: str,
         token_ids: Sequence[int],
         prompt: tuple[int, str] | None = None,
+        finish: str = "",
     ) -> bool:
         """`append` for asyncio code."""
         run = in_live_log if self.is_live else in_database
-        return await run(self.append, fence, seq, text, token_ids, prompt)
+        return await run(self.append, fence, seq, text, token_ids, prompt, finish)
 
     def _advance(self, fence: int, seq: int, characters: int) -> tuple[int, int, bool]:
         # Raw SQL: this runs for every flush of every stream, and RETURNING saves a query.
@@ -201,14 +215,14 @@ class DatabaseLog:
 
     def _insert(
         self, epoch: int, seq: int, fence: int, kind: str, offset: int, text: str,
-        token_ids: Sequence[int] = (),
+        token_ids: Sequence[int] = (), finish: str = "",
     ) -> None:  # fmt: skip
         sql = """
             INSERT INTO inference_chunk
-                (generation_id, epoch, seq, fence, kind, "offset", text, token_ids)
-            VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+                (generation_id, epoch, seq, fence, kind, "offset", text, token_ids, finish)
+            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
         """
-        values = [self._key(), epoch, seq, fence, kind, offset, text, pack(token_ids)]
+        values = [self._key(), epoch, seq, fence, kind, offset, text, pack(token_ids), finish]
         with connection.cursor() as cursor:
             cursor.execute(sql, values)
 

@@ -18,7 +18,7 @@ export class Stream {
     const body = article.querySelector(".message__body");
     const source = article.querySelector(".message__source").content.textContent;
     Object.assign(this, { article, body, generation, announcer: new Announcer() });
-    Object.assign(this, { stable: 0, stableNodes: 0, frame: 0, isFrozen: false });
+    Object.assign(this, { stable: 0, stableNodes: 0, frame: 0, isFrozen: false, isWhole: false });
     // Lengths are counted in code points, as the server counts them.
     const isWhole = [...source].length === Number(length);
     this.begin(isWhole ? source : "", Number(epoch), isWhole ? Number(seq) : 0);
@@ -32,13 +32,27 @@ export class Stream {
     if (text) this.schedule();
   }
 
-  delta({ epoch, seq, offset, text }) {
+  // `finish`: this is the last of the text; the answer's final row follows.
+  delta({ epoch, seq, offset, text, finish }) {
     if (epoch === this.epoch && seq <= this.seq) return;
     if (epoch !== this.epoch || offset !== this.length) return this.restart(epoch);
     this.seq = seq;
     this.length += [...text].length;
     this.text += text;
+    if (finish && !this.isFrozen) this.whole();
     this.schedule();
+  }
+
+  // Nothing is left to stop; what is sent now is asked next.
+  whole() {
+    this.state({ status: "running" });
+    this.isWhole = true;
+    this.become("whole");
+  }
+
+  become(state) {
+    this.article.dataset.state = state;
+    document.dispatchEvent(new CustomEvent("transcript"));
   }
 
   // A hole, which should not be: ask again for everything of this epoch.
@@ -53,11 +67,13 @@ export class Stream {
   reset({ epoch, to }) {
     const text = [...this.text].slice(0, to).join("");
     Object.assign(this, { epoch, seq: 0, text, length: [...text].length });
-    Object.assign(this, { stable: 0, stableNodes: 0 });
+    if (this.isWhole) this.become("running");
+    Object.assign(this, { stable: 0, stableNodes: 0, isWhole: false });
     this.schedule();
   }
 
   state(frame) {
+    if (this.isWhole && frame.status === "running") return;
     this.article.dataset.state = frame.status === "resuming" ? "queued" : frame.status;
     showStatus(this.article, frame);
     this.announcer.waits(wordsFor(frame) ?? "");
@@ -70,10 +86,10 @@ export class Stream {
   paint() {
     this.frame = 0;
     if (this.isFrozen || !streams.has(this.generation)) return;
-    if (this.article.dataset.state !== "running") this.state({ status: "running" });
+    if (!this.isWhole && this.article.dataset.state !== "running") this.state({ status: "running" });
     this.settleBlocks();
     append(this.body, closed(this.text.slice(this.stable)), this.stableNodes);
-    this.drawCaret();
+    if (!this.isWhole) this.drawCaret();
     this.announcer.hear(this.text);
     scroll.follow();
   }

@@ -57,6 +57,22 @@ def test_a_loading_model_says_how_far_it_is(browser: Browser, tmp_path: Path):
         assert steps.body_text(page) == "1 2 3 4 5"
 
 
+def test_a_whole_answer_has_no_caret_and_nothing_to_stop_while_its_end_is_written(
+    browser: Browser, tmp_path: Path
+):
+    slow_end = site_with(tmp_path, FAILPOINT="before_finish:sleep=12")
+    with slow_end as slow, visit_to(browser, slow) as page:
+        steps.start_chat(page, "count 5")
+        expect(steps.answer(page)).to_have_attribute("data-state", "whole", timeout=15_000)
+        expect(page.locator(".message__caret")).to_have_count(0)
+        expect(page.locator(".message__dot:visible")).to_have_count(0)
+        expect(page.locator("[data-stop]")).to_be_hidden()
+        assert steps.body_text(page) == "1 2 3 4 5"
+        steps.ask(page, "count 7")  # waits for the end of the other
+        expect(page.locator("#pending")).to_contain_text("count 7")
+        expect(page.locator("#transcript")).to_contain_text("1 2 3 4 5 6 7", timeout=30_000)
+
+
 def test_a_waiting_question_shows_its_place_and_then_its_answer(
     browser: Browser, narrow_site: Site, visitor: Page
 ):

@@ -86,6 +86,23 @@ def test_how_the_prompt_was_fitted_is_stored_by_the_current_writer_only(run: Gen
     assert (Prompt.objects.get(pk=run.pk).summary, run.summary_tokens) == ("current", 7)
 
 
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_the_last_of_the_text_says_so_to_readers_and_to_whoever_adopts(
+    run: Generation, is_saved: bool
+):
+    run.log.append(run.fence, 1, "a", [1])
+    run.log.append(run.fence, 2, "", [], finish="length")
+    if is_saved:
+        run.log.save(run.fence)
+    new = take_over(run)
+    tail = new.log.adopt(new.fence)
+    assert (tail.text, tail.finish) == ("a", "length")
+    assert [(event.finish, event.is_terminal) for event in new.log.read(new.epoch, 0)] == [
+        ("", False),
+        ("length", False),
+    ]
+
+
 @pytest.mark.parametrize("seq", [0, 1, 3, 9])
 def test_an_append_out_of_sequence_is_refused_and_writes_nothing(run: Generation, seq: int):
     run.log.append(run.fence, 1, "a", [1])

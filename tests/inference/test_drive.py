@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from uuid import uuid4
 
 import pytest
+from django.db.models.functions import Now
 
 from accounts.models import User
 from inference.database import in_database
@@ -11,6 +13,7 @@ from inference.drive import flush_seconds
 from inference.engines.base import Delta, Interrupted, Request, Usage
 from inference.engines.simulated import SimulatedEngine
 from inference.models import Generation, Release
+from inference.queue import LEASE
 from tests.inference.test_runner import ask, until, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -100,6 +103,42 @@ async def test_continuing_it_hands_the_engine_its_text_and_bills_only_what_is_ne
     run = await in_database(Generation.objects.get, pk=run.pk)
     assert (run.text, run.completion_tokens) == ("good day", 2)
     assert engine.asked[0].text == "good"
+
+
+async def test_a_whole_answer_whose_writer_died_before_its_end_is_ended_as_it_is(
+    alice: User, release: Release
+):
+    run = await in_database(ask, alice, release, "Hi")
+
+    def die_before_the_end() -> None:
+        [first] = Generation.objects.claim(release, uuid4(), 1)
+        first.log.append(first.fence, 1, "who", [1])
+        first.log.append(first.fence, 2, "le", [2, 3], finish="length")
+        Generation.objects.filter(pk=run.pk).update(lease_until=Now() - LEASE)
+
+    await in_database(die_before_the_end)
+    engine = Scripted(broken_off)
+    async with working(engine, release):
+        await until(lambda: not Generation.objects.get(pk=run.pk).is_active)
+    run = await in_database(Generation.objects.get, pk=run.pk)
+    assert (run.status, run.text, run.finish_reason) == ("done", "whole", "length")
+    assert (run.completion_tokens, run.log_seq) == (3, 3)
+    assert engine.asked == []
+
+
+async def test_readers_are_told_that_the_text_is_whole_before_its_end_is_written(
+    alice: User, release: Release, valkey: None
+):
+    async def late(request: Request) -> AsyncIterator[Delta]:
+        yield Delta("who", (1,))
+        yield Delta("le", (2,))
+        yield Delta(finish="stop", usage=Usage(7, 0, 2))
+
+    run = await ended(Scripted(late), alice, release)
+    events = await in_database(run.log.read, 0, 0)
+    told = [(event.kind, event.text, event.finish) for event in events]
+    assert told[-2:] == [("delta", "", "stop"), ("done", "", "")]
+    assert [finish for *_, finish in told[:-2]] == ["", ""]
 
 
 async def pausing(request: Request) -> AsyncIterator[Delta]:
