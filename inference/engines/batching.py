@@ -26,8 +26,8 @@ from inference.engines.threads import Threads, counts
 
 CHUNK = 64  # most prompt tokens in one call: a larger one is not faster on a CPU
 SMALLEST_CHUNK = 4  # and others are multiples of it: the kernels take five as long as eight
-BEGINNING = 3  # a call takes as long as so many tokens more: the weights are read once
-GAP_STEPS = 3.0  # from one token of a running answer to the next, a chunk between them
+BEGINNING = 5  # a call takes as long as so many tokens more: the weights are read once
+GAP_STEPS = 3.1  # from one token of a running answer to the next, a chunk between them
 LEAST_STEPS = 1.0  # that a chunk may take, however slow the steps have become meanwhile
 MOST_WEIGHT = 4  # as many times as long, when more people wait for a prompt than are answered
 SMOOTHING = 0.25
