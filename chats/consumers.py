@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
+from uuid import UUID
 from weakref import WeakSet
 
 from channels.exceptions import StopConsumer
@@ -37,6 +38,7 @@ MAX_WATCHES = 16
 MAX_MALFORMED = 5
 CLOSE_SECONDS = 5.0
 DATABASE_SECONDS = 20.0
+LAST_LOOK_SECONDS = 1.5  # a reader whose ring was lost looks once a second
 T = TypeVar("T")
 SESSION_OVER, READER_TOO_SLOW, TOO_MANY, TOO_LARGE, UNSUPPORTED, RESTARTING, BROKEN = (
     4401, 4008, 4429, 1009, 1003, 1012, 1011,
@@ -148,7 +150,7 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
 
     async def watch_chat(self, frame: WatchChat) -> None:
         chat = tail.follow_chat(self.user.pk, frame.chat, frame.version)
-        await self._watch(frame.chat, chat, chat=frame.chat)
+        await self._watch(f"chat {frame.chat}", chat, chat=frame.chat)
 
     async def ping(self, frame: Ping) -> None:
         await self.outbox.put(keeper().sign_of_life())
@@ -173,6 +175,13 @@ class ChatSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels has 
 
     async def leave(self) -> None:
         await self._close(SESSION_OVER)
+
+    async def restart(self) -> None:
+        """Ends that are just due are shown first: it may be that no other process is left."""
+        answers = [task for key, task in self.tasks.items() if isinstance(key, UUID)]
+        if answers:
+            await asyncio.wait(answers, timeout=LAST_LOOK_SECONDS)
+        await self._close(RESTARTING)
 
     # --- tasks and the end ----------------------------------------------------------------
     def _start(self, key: object, work: Callable[[], Awaitable[None]]) -> None:
@@ -260,6 +269,6 @@ async def close_all(seconds: float = 10.0) -> None:
 
     async def close_later(socket: ChatSocket) -> None:
         await asyncio.sleep(random.uniform(0, seconds))
-        await socket._close(RESTARTING)
+        await socket.restart()
 
     await asyncio.gather(*map(close_later, list(open_sockets)), return_exceptions=True)

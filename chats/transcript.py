@@ -33,6 +33,7 @@ class Row:
     state: str = "done"
     seq: int = 0
     epoch: int = 0
+    finish: str = ""  # why this is all of the text, though the end is still being written
     position: int | None = None
     away: bool = False
     percent: int | None = None
@@ -155,6 +156,7 @@ def _follow(row: Row, run: Generation) -> None:
     row.text = "".join(event.text for event in events)
     row.seq = events[-1].seq if events else 0
     row.epoch = events[-1].epoch if events else run.epoch
+    row.finish = events[-1].finish if events else ""
     now = progress(run)
     row.state, row.position, row.percent, row.wait = now.status, now.position, now.percent, now.wait
     row.away = now.away

@@ -18,5 +18,6 @@ async def begin_draining() -> None:
     """
     health.draining.set()
     spread = min(len(consumers.open_sockets) / SOCKETS_PER_SECOND, MOST_SECONDS)
+    most = spread + consumers.LAST_LOOK_SECONDS + GOODBYE_SECONDS
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(consumers.close_all(spread), spread + GOODBYE_SECONDS)
+        await asyncio.wait_for(consumers.close_all(spread), most)

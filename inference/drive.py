@@ -137,10 +137,18 @@ class Drive:
             self._tail = await self._adopt()
             if self._cancelled:
                 await self._finish("stopped", "stopped")
-            elif self._tail.finish:  # its writer went before the end was written
-                await self._finish("done", self._tail.finish)
+            elif self._tail.finish:
+                await self._end_of_whole()
             else:
                 await self._stream()
+
+    async def _end_of_whole(self) -> None:
+        """Its writer went before the end was written, perhaps before the prompt's count was."""
+        if not self._generation.prompt.sha256:
+            with contextlib.suppress(EngineError):
+                request = await self._request()
+                self._usage = Usage(await self._engine.count_tokens(request.turns))
+        await self._finish("done", self._tail.finish)
 
     async def _adopt(self) -> Tail:
         run = self._generation

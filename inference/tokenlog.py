@@ -277,6 +277,7 @@ class DatabaseLog:
     ) -> bool:
         """End a run that no living worker holds; False when one does, or it has ended.
 
+        One whose readers have been told that it is whole has not failed, whatever came then.
         `among`: only if it is one of these, seen after all that it logged is in the database.
         """
         from inference.models import Prompt
@@ -291,6 +292,9 @@ class DatabaseLog:
                 self._generations().filter(pk=self.id).update(fence=F("fence") + 1)
                 return False
             tail = self._tail(run)
+            reason = kind
+            if kind == "failed" and tail.finish:
+                kind, reason, error = "done", tail.finish, ""
             read = Prompt.objects.filter(pk=self.id).values_list("tokens", flat=True).first()
             result = {
                 "text": tail.text,
@@ -298,7 +302,7 @@ class DatabaseLog:
                 "prompt_tokens": read or 0,
                 "completion_tokens": max(0, tail.tokens - run.inherited_tokens),
                 "error": error,
-                "finish_reason": kind,
+                "finish_reason": reason,
                 "fence": F("fence") + 1,
             }
             ended = self._end(kind, {"fence": run.fence, "log_seq": run.log_seq}, result)

@@ -96,7 +96,7 @@ document.querySelectorAll("[data-countdown]").forEach(countDown);
 if (main?.dataset.page) {
   document.addEventListener("keydown", escape);
   document.addEventListener("transcript", () =>
-    composer.showRunning(Boolean(transcript.running())),
+    composer.showRunning(Boolean(transcript.stoppable())),
   );
   composer.start({ onSend: asking.send, onStop: asking.stop });
   listen();

@@ -6,7 +6,7 @@ import * as scroll from "./scroll.js";
 import { showStatus } from "./status.js";
 import { streamOf } from "./stream.js";
 import { toast } from "./toast.js";
-import { addRows, main, running, sync } from "./transcript.js";
+import { addRows, main, running, stoppable, sync } from "./transcript.js";
 
 const rows = document.getElementById("transcript");
 const pending = document.getElementById("pending");
@@ -117,7 +117,7 @@ function refused(text, problem) {
 }
 
 export async function stop() {
-  const article = running();
+  const article = stoppable();
   if (!article) return;
   streamOf(article.dataset.generation)?.freeze();
   try {

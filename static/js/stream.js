@@ -14,15 +14,16 @@ export const streamOf = (generation) => streams.get(generation);
 
 export class Stream {
   constructor(article) {
-    const { generation, seq, epoch, length } = article.dataset;
+    const { generation, seq, epoch, length, finish } = article.dataset;
     const body = article.querySelector(".message__body");
     const source = article.querySelector(".message__source").content.textContent;
     Object.assign(this, { article, body, generation, announcer: new Announcer() });
     Object.assign(this, { stable: 0, stableNodes: 0, frame: 0, isFrozen: false, isWhole: false });
     // Lengths are counted in code points, as the server counts them.
-    const isWhole = [...source].length === Number(length);
-    this.begin(isWhole ? source : "", Number(epoch), isWhole ? Number(seq) : 0);
+    const isHere = [...source].length === Number(length);
+    this.begin(isHere ? source : "", Number(epoch), isHere ? Number(seq) : 0);
     streams.set(generation, this);
+    if (finish && isHere) this.whole();
     watch(generation, () => ({ epoch: this.epoch, seq: this.seq }));
   }
 
@@ -43,7 +44,7 @@ export class Stream {
     this.schedule();
   }
 
-  // Nothing is left to stop; what is sent now is asked next.
+  // Nothing is left to stop; what is sent now is asked next. Who writes the end is nobody's matter.
   whole() {
     this.state({ status: "running" });
     this.isWhole = true;
@@ -73,7 +74,7 @@ export class Stream {
   }
 
   state(frame) {
-    if (this.isWhole && frame.status === "running") return;
+    if (this.isWhole) return;
     this.article.dataset.state = frame.status === "resuming" ? "queued" : frame.status;
     showStatus(this.article, frame);
     this.announcer.waits(wordsFor(frame) ?? "");

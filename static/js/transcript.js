@@ -8,15 +8,22 @@ import { leaveFor } from "./toast.js";
 
 export const main = document.getElementById("main");
 const rows = document.getElementById("transcript");
-const ACTIVE = new Set(["queued", "loading", "running", "resuming"]);
+const STOPPABLE = new Set(["queued", "loading", "running", "resuming"]);
 let syncing = null;
 let waiting = null;
 
-export const running = () =>
-  [...(rows?.querySelectorAll(".message--assistant") ?? [])].findLast(isActive) ?? null;
+const last = (is) => [...(rows?.querySelectorAll(".message--assistant") ?? [])].findLast(is) ?? null;
+
+// An answer that has not ended; one that there is something left of to stop.
+export const running = () => last(isActive);
+export const stoppable = () => last(isStoppable);
+
+function isStoppable(article) {
+  return STOPPABLE.has(article.dataset.state);
+}
 
 function isActive(article) {
-  return ACTIVE.has(article.dataset.state);
+  return isStoppable(article) || article.dataset.state === "whole";
 }
 
 function changed() {

@@ -68,8 +68,15 @@ def test_a_whole_answer_has_no_caret_and_nothing_to_stop_while_its_end_is_writte
         expect(page.locator(".message__dot:visible")).to_have_count(0)
         expect(page.locator("[data-stop]")).to_be_hidden()
         assert steps.body_text(page) == "1 2 3 4 5"
+        page.reload()
+        expect(steps.answer(page)).to_have_attribute("data-state", "whole")
+        expect(page.locator(".message__caret")).to_have_count(0)
+        expect(page.locator("[data-stop]")).to_be_hidden()
+        os.kill(slow.pid_of("worker"), signal.SIGKILL)  # another one writes the end
         steps.ask(page, "count 7")  # waits for the end of the other
-        expect(page.locator("#pending")).to_contain_text("count 7")
+        expect(page.locator("#pending, #unsent")).to_contain_text(["count 7"])
+        expect(page.locator("#transcript")).not_to_contain_text("count 7")
+        expect(page.locator(STATUS)).not_to_contain_text("Going on")
         expect(page.locator("#transcript")).to_contain_text("1 2 3 4 5 6 7", timeout=30_000)
 
 

@@ -1,6 +1,8 @@
 """The ends of many answers, read together for those who watch them."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,14 +13,24 @@ from django.utils.safestring import SafeString
 
 from accounts.models import User
 from chats import tail, transcript
+from chats.consumers import LAST_LOOK_SECONDS, close_all
 from chats.looks import MAX_EVENTS, MAX_HTML_CHARACTERS, SHORT_CHARACTERS, Place, ends, look
 from chats.models import Chat
 from inference.database import in_database
 from inference.models import Chunk, Generation, Release
+from tests.chats.test_socket import next_of, page, watch
 from tests.valkey import Valkey
 
 pytestmark = pytest.mark.django_db(transaction=True)
 Start = Callable[..., UUID]
+
+
+async def first(count: int, frames: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for frame in frames:
+        yield frame
+        count -= 1
+        if not count:
+            return
 
 
 @pytest.fixture
@@ -125,6 +137,56 @@ def test_many_take_as_many_queries_as_one(start: Start):
             ends(some)
         counts.append(len(asked))
     assert counts[0] == counts[1]
+
+
+async def test_with_the_last_piece_a_reader_is_told_that_it_is_the_last(
+    alice: User, release: Release, valkey: Valkey, pen: Callable[..., Any]
+):
+    answer = await in_database(Chat.start, alice, "Hi", uuid4())
+    hand = await in_database(pen, answer)
+    await in_database(hand.write, "Hel")
+    last = partial(hand.run.log.append, hand.run.fence, 2, "lo", [], finish="length")
+    await in_database(last)
+    assert answer.generation_id
+    frames = tail.follow_generation(answer.generation_id, 0, 0)
+    told = [frame async for frame in first(3, frames)]
+    assert [(frame["type"], frame.get("finish")) for frame in told] == [
+        ("state", None),
+        ("delta", None),
+        ("delta", "length"),
+    ]
+    (row,) = await in_database(transcript.rows_of, [answer])
+    assert (row.text, row.finish, row.state) == ("Hello", "length", "running")
+
+
+async def test_a_process_that_stops_shows_an_end_that_is_just_due(
+    alice: User, release: Release, pen: Callable[..., Any]
+):
+    answer = await in_database(Chat.start, alice, "Hi", uuid4())
+    hand = await in_database(pen, answer)
+    await in_database(hand.write, "Hello")
+    async with page(alice) as socket:
+        await watch(socket, answer.generation_id)
+        await next_of(socket, "delta")
+        stopping = asyncio.create_task(close_all(seconds=0))
+        await in_database(hand.end)
+        assert (await next_of(socket, "end"))["status"] == "done"
+        assert await next_of(socket) == 1012
+        await stopping
+
+
+async def test_a_process_that_stops_waits_for_no_answer_that_goes_on(
+    alice: User, release: Release, pen: Callable[..., Any]
+):
+    answer = await in_database(Chat.start, alice, "Hi", uuid4())
+    hand = await in_database(pen, answer)
+    await in_database(hand.write, "Hello")
+    async with page(alice) as socket:
+        await watch(socket, answer.generation_id)
+        await next_of(socket, "delta")
+        async with asyncio.timeout(LAST_LOOK_SECONDS + 5):
+            await close_all(seconds=0)
+        assert await next_of(socket) == 1012
 
 
 async def test_a_reader_whose_end_cannot_be_read_with_others_reads_it_alone(

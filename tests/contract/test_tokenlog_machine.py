@@ -27,6 +27,11 @@ LONG = 6  # tokens
 WHICH = st.integers(0, 9)
 
 
+def finish_of(text: str) -> str:
+    """What every append of such a text says: so its readers know what they are to be told."""
+    return "length" if len(text) == 3 else ""
+
+
 class Writer:
     """A worker that believes it owns the log: what it adopted and has written since."""
 
@@ -35,7 +40,7 @@ class Writer:
         tail = self.log.begin(run)
         self.epoch = tail.epoch
         self.fence, self.seq = run.fence, tail.seq
-        self.text, self.ids = tail.text, list(tail.token_ids)
+        self.text, self.ids, self.finish = tail.text, list(tail.token_ids), tail.finish
 
 
 class LogMachine(RuleBasedStateMachine):
@@ -48,6 +53,7 @@ class LogMachine(RuleBasedStateMachine):
         self.epoch = 0
         self.ended: str | None = None
         self.token = 0
+        self.inherits = 0  # events: the text of the one that is lengthened
 
     @initialize()
     def enqueue(self) -> None:
@@ -80,6 +86,8 @@ class LogMachine(RuleBasedStateMachine):
         """Its log goes on with all that was shown."""
         assert writer.epoch == self.epoch
         assert writer.text.startswith(self.shown)
+        if events := writer.log.read(writer.epoch, 0):
+            assert writer.finish == events[-1].finish
 
     @precondition(lambda self: self.writers)
     @rule(
@@ -93,7 +101,9 @@ class LogMachine(RuleBasedStateMachine):
         self.token += 1
         owns = writer is self.owner and self.ended is None
         try:
-            writer.log.append(writer.fence, writer.seq + 1, text, [self.token])
+            writer.log.append(
+                writer.fence, writer.seq + 1, text, [self.token], finish=finish_of(text)
+            )
         except Fenced:
             assert not owns
             return
@@ -109,9 +119,10 @@ class LogMachine(RuleBasedStateMachine):
         assert owner
         for _ in range(count if self.ended is None else 0):
             self.token += 1
-            owner.log.append(owner.fence, owner.seq + 1, f"{self.token} ", [self.token])
+            text = f"{self.token} "
+            owner.log.append(owner.fence, owner.seq + 1, text, [self.token], finish=finish_of(text))
             owner.seq += 1
-            owner.text += f"{self.token} "
+            owner.text += text
             owner.ids.append(self.token)
 
     def is_long_enough(self) -> bool:
@@ -184,7 +195,7 @@ class LogMachine(RuleBasedStateMachine):
             user=self.run.user, release=self.run.release, messages=[], lengthens=self.row()
         )  # fmt: skip
         assert self.run.log.text() == ended.text
-        self.writers, self.owner, self.ended = [], None, None
+        self.writers, self.owner, self.ended, self.inherits = [], None, None, 1
         self.epoch, self.shown, self.shown_seq, self.token = 0, "", 0, 0
 
     def is_held(self) -> bool:
@@ -234,6 +245,8 @@ class LogMachine(RuleBasedStateMachine):
             return
         events = self.log_of_a_reader().read(self.row().epoch, 0)  # as a page does
         assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        written = [event for event in events if not event.is_terminal][self.inherits :]
+        assert all(event.finish == finish_of(event.text) for event in written)
         self.check_what_was_shown("".join(event.text for event in events))
         terminal = [event.kind for event in events if event.is_terminal]
         assert terminal == ([self.ended] if self.ended else [])

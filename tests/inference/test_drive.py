@@ -123,6 +123,7 @@ async def test_a_whole_answer_whose_writer_died_before_its_end_is_ended_as_it_is
     run = await in_database(Generation.objects.get, pk=run.pk)
     assert (run.status, run.text, run.finish_reason) == ("done", "whole", "length")
     assert (run.completion_tokens, run.log_seq) == (3, 3)
+    assert run.prompt_tokens > 0, "its count had not been stored"
     assert engine.asked == []
 
 
