@@ -19,8 +19,10 @@ class OneLine(logging.Formatter):
         return super().formatMessage(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        # A stranger asked by another site's name, or for too much: a line says it all.
-        if record.name.startswith("django.security."):
+        # A stranger asked by another site's name, for too much, or for nothing that can be read:
+        # a line says it all.
+        is_bad_request = getattr(record, "status_code", None) == HTTPStatus.BAD_REQUEST
+        if is_bad_request or record.name.startswith("django.security."):
             record.exc_info = record.exc_text = None
         return super().format(record)
 

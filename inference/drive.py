@@ -135,20 +135,28 @@ class Drive:
         with contextlib.suppress(Fenced):
             failpoints.hit("claimed")
             self._tail = await self._adopt()
-            if self._cancelled:
-                await self._finish("stopped", "stopped")
-            elif self._tail.finish:
+            if self._tail.finish:
                 await self._end_of_whole()
+            elif self._cancelled:
+                await self._finish("stopped", "stopped")
             else:
                 await self._stream()
 
     async def _end_of_whole(self) -> None:
         """Its writer went before the end was written, perhaps before the prompt's count was."""
         if not self._generation.prompt.sha256:
-            with contextlib.suppress(EngineError):
-                request = await self._request()
-                self._usage = Usage(await self._engine.count_tokens(request.turns))
+            self._usage = Usage(await self._count_prompt())
         await self._finish("done", self._tail.finish)
+
+    async def _count_prompt(self) -> int:
+        try:
+            request = await self._request()
+            return await self._engine.count_tokens(request.turns)
+        except DatabaseError:
+            raise
+        except Exception:
+            log.exception("The prompt of generation %s was not counted.", self._generation.pk)
+            return 0
 
     async def _adopt(self) -> Tail:
         run = self._generation
@@ -178,7 +186,7 @@ class Drive:
     def _may_summarise(self) -> bool:
         """Not once the answer is begun, whose prompt must stay; a suspect takes no chances."""
         prompt = self._generation.prompt
-        is_decided = prompt.summary or prompt.sha256 or self.is_alone
+        is_decided = prompt.summary or prompt.sha256 or self._tail.finish or self.is_alone
         return settings.SUMMARISE_LEFT_OUT and not is_decided
 
     async def _keep(self, fitted: Fitted) -> None:

@@ -277,7 +277,7 @@ class DatabaseLog:
     ) -> bool:
         """End a run that no living worker holds; False when one does, or it has ended.
 
-        One whose readers have been told that it is whole has not failed, whatever came then.
+        One whose readers have been told that it is whole is done, whatever came then.
         `among`: only if it is one of these, seen after all that it logged is in the database.
         """
         from inference.models import Prompt
@@ -293,7 +293,7 @@ class DatabaseLog:
                 return False
             tail = self._tail(run)
             reason = kind
-            if kind == "failed" and tail.finish:
+            if tail.finish:
                 kind, reason, error = "done", tail.finish, ""
             read = Prompt.objects.filter(pk=self.id).values_list("tokens", flat=True).first()
             result = {

@@ -5,6 +5,7 @@ what follows from them. What an answer is made of is decided in upstream.py.
 """
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -177,15 +178,18 @@ def choices_in(event: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def usage_in(event: dict[str, Any]) -> Usage | None:
+    """None also for figures that make no sense: the text is not to suffer for them."""
     if not event.get("usage"):
         return None
-    numbers = expect(dict, event["usage"])
-    details = expect(dict, numbers.get("prompt_tokens_details") or {})
-    return Usage(
-        count_in(numbers.get("prompt_tokens", 0)),
-        count_in(details.get("cached_tokens") or 0),
-        count_in(numbers.get("completion_tokens", 0)),
-    )
+    with suppress(Unavailable):
+        numbers = expect(dict, event["usage"])
+        details = expect(dict, numbers.get("prompt_tokens_details") or {})
+        return Usage(
+            count_in(numbers.get("prompt_tokens", 0)),
+            count_in(details.get("cached_tokens") or 0),
+            count_in(numbers.get("completion_tokens", 0)),
+        )
+    return None
 
 
 def finish_of(reason: object) -> FinishReason:

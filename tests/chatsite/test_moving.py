@@ -111,6 +111,9 @@ def test_what_is_no_database_is_refused_in_one_sentence(there: str):
     done = move("mysql://root:secret@localhost/x", there)
     assert (done.returncode, "The source must be" in done.stderr) == (1, True)
     assert "secret" not in done.stderr
+    mistyped = there.replace("there", "their")
+    assert "There is no file" in move(mistyped, there).stderr
+    assert not Path(mistyped.removeprefix("sqlite:///")).exists()
     assert "same database" in move(there, there).stderr
     assert "same database" in move(there, "env:TARGET", TARGET=there).stderr
     assert "no variable TARGET" in move(there, "env:TARGET").stderr

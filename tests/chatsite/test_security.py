@@ -68,11 +68,28 @@ def test_a_log_line_cannot_be_forged():
     assert line == r"INFO name a\n2026 ERROR \x1b[31mb"
 
 
-@pytest.mark.parametrize("name", ["django.security.TooManyFieldsSent", "django.request"])
-def test_what_a_stranger_sends_is_one_line_and_an_error_of_ours_has_its_traceback(name: str):
+@pytest.mark.parametrize(
+    ("name", "status", "is_ours"),
+    [
+        ("django.security.TooManyFieldsSent", 400, False),
+        ("django.request", 400, False),
+        ("django.request", 500, True),
+    ],
+)
+def test_what_a_stranger_sends_is_one_line_and_an_error_of_ours_has_its_traceback(
+    name: str, status: int, is_ours: bool
+):
     try:
         raise ValueError("1,200 fields")
     except ValueError:
         record = logging.LogRecord(name, logging.ERROR, "", 0, "Refused.", (), sys.exc_info())
+    record.status_code = status
     lines = OneLine("%(message)s").format(record).splitlines()
-    assert (len(lines) == 1) == (name != "django.request")
+    assert (len(lines) > 1) == is_ours
+
+
+def test_a_body_that_cannot_be_read_is_one_line_of_the_log(client, caplog):
+    kind = "multipart/form-data"
+    assert client.generic("POST", "/chats/", b"x", content_type=kind).status_code == 400
+    (record,) = caplog.records
+    assert len(OneLine("%(message)s").format(record).splitlines()) == 1

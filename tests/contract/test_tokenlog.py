@@ -193,23 +193,17 @@ def test_however_a_run_ends_it_says_which_build_wrote_it(run: Generation, by_its
     assert run.engine_build == "build 7"
 
 
-def test_an_answer_whose_readers_know_that_it_is_whole_has_not_failed(run: Generation):
+@pytest.mark.parametrize("kind", ["failed", "stopped"])
+def test_an_answer_whose_readers_know_that_it_is_whole_is_done_whatever_came_then(
+    run: Generation, kind: str
+):
     run.log.append(run.fence, 1, "whole", [1], finish="length")
     assert run.boot_id
     Generation.objects.void_leases(run.boot_id)
-    assert Generation(pk=run.pk).log.end_unclaimed("failed", "The model cannot be loaded.")
+    assert Generation(pk=run.pk).log.end_unclaimed(kind, "The model cannot be loaded.")
     run.refresh_from_db()
     assert (run.status, run.text, run.finish_reason) == ("done", "whole", "length")
     assert run.error == ""
-
-
-def test_a_whole_answer_that_is_stopped_before_its_end_is_stopped(run: Generation):
-    run.log.append(run.fence, 1, "whole", [1], finish="length")
-    assert run.boot_id
-    Generation.objects.void_leases(run.boot_id)
-    assert Generation(pk=run.pk).log.end_unclaimed("stopped")
-    run.refresh_from_db()
-    assert (run.status, run.text, run.finish_reason) == ("stopped", "whole", "stopped")
 
 
 def test_token_ids_survive_packing(run: Generation):

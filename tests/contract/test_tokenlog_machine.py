@@ -206,26 +206,33 @@ class LogMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.token == 0 or self.is_long_enough())
     @rule()
     def the_person_stops(self) -> None:
-        was_held = self.is_held()
+        was_held, is_whole = self.is_held(), self.is_whole()
         self.run.cancel()
         if was_held:
             assert self.row().status == "running"  # its worker hears of it
             assert self.row().cancelled_at
         elif self.ended is None and not self.may_wait_with_the_end():
-            assert self.row().status == "stopped"
-            self.ended = "stopped"
+            self.ended = "done" if is_whole else "stopped"
+            assert self.row().status == self.ended
+
+    def is_whole(self) -> bool:
+        """Its readers have been told so: it is done whatever comes now."""
+        events = self.log_of_a_reader().read(self.row().epoch, 0)
+        return bool(events and events[-1].finish)
 
     def may_wait_with_the_end(self) -> bool:
         return False
 
     @rule()
     def the_tries_are_counted(self) -> None:
+        is_whole = self.is_whole()
         Generation.objects.fail_exhausted()
         if self.owner and self.row().fence > self.owner.fence:
             self.owner = None  # a token of its had not been counted: it is tried again
-        if self.ended is None and self.row().status == "failed":
+        if self.ended is None and not self.row().is_active:
             assert self.row().fruitless_attempts == Generation.MAX_FRUITLESS_ATTEMPTS
-            self.ended = "failed"
+            self.ended = "done" if is_whole else "failed"
+            assert self.row().status == self.ended
 
     def log_of_a_reader(self) -> DatabaseLog:
         return DatabaseLog(self.run.pk) if self.ended else Generation(pk=self.run.pk).log

@@ -137,4 +137,6 @@ def test_the_command_prints_how_alike_texts_are():
 
 def test_the_command_says_what_is_wrong_in_a_sentence():
     with pytest.raises(CommandError, match="no embedding model 'nothing'"):
-        call_command("embed", "text", model="nothing")
+        call_command("embed", "text", "text", model="nothing")
+    with pytest.raises(CommandError, match="at least two texts"):
+        call_command("embed", "text")

@@ -136,6 +136,15 @@ async def test_what_vllm_found_in_its_cache_is_told_but_the_end_it_counts_is_not
     assert deltas[-1].usage == Usage(5, 3, 4)
 
 
+@pytest.mark.parametrize("count", [10**30, -5, "many", [1]])
+async def test_figures_that_make_no_sense_cost_no_text(count: object):
+    used = {"usage": {"prompt_tokens": 12, "completion_tokens": count}, "choices": []}
+    async with upstream("vllm", as_vllm(streamed(*WHOLE, used))) as engine:
+        deltas = await collect(engine)
+    assert (text_of(deltas), deltas[-1].finish) == ("Good day", "end")
+    assert deltas[-1].usage == Usage(5, 0, 4)
+
+
 async def test_another_server_goes_on_after_the_tokens_whose_text_came():
     broken = as_vllm(streamed(chunk("Good", [71, 72]), chunk("", [73]), end=BREAK))
     whole = as_vllm(streamed(chunk(" day", [73, 74]), chunk("", [1], "stop")))

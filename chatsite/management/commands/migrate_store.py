@@ -1,6 +1,7 @@
 """manage.py migrate-store: from SQLite to PostgreSQL, and back again."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import dj_database_url
@@ -95,6 +96,9 @@ def connected(alias: str, url: str) -> str:
         "CONN_HEALTH_CHECKS": False,
         "TEST": {},
     }
+    name = str(found.get("NAME"))
+    if alias == "source" and url.startswith("sqlite") and not Path(name).is_file():
+        raise CommandError(f"There is no file {name}.")
     connections.databases[alias] = {**connections.databases["default"], **plain, **found}
     connections[alias].close()
     del connections[alias]

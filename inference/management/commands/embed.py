@@ -24,6 +24,8 @@ class Command(BaseCommand):
         parser.add_argument("--model", default="", help="EMBEDDING_MODEL, if not given")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if len(options["texts"]) < 2:
+            raise CommandError("Name at least two texts: they are compared.")
         texts, model = options["texts"], options["model"] or settings.EMBEDDING_MODEL
         try:
             vectors = asyncio.run(embed(texts, model))
