@@ -80,6 +80,7 @@ def hand_over(guest: User, user: User) -> None:
     then kept as well: nothing is ever lost by logging in.
     """
     with transaction.atomic():
+        guest.lock()
         relations = _relations_to_user()
         for model, field in relations:
             _move_rows(model, field, guest, user)

@@ -92,6 +92,10 @@ class User(AbstractUser):
         """How many answers may wait or be written for this person at once; 0: no limit."""
         return self.tier.concurrent_runs if self.tier else int(settings.MAX_RUNS_EACH)
 
+    def lock(self) -> None:
+        """Wait for what else is being sent in this person's name; ends with the transaction."""
+        list(User.objects.select_for_update(no_key=True).filter(pk=self.pk).values_list("pk"))
+
     def become_member(self, username: str, password: str) -> Self:
         """Turn this guest into an account in place, so that every chat stays theirs."""
         self.username = username

@@ -1,16 +1,19 @@
 """The decorators of every write: methods, rate limit, and refusals in the client's shape."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
+from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods
 
 from accounts.limits import limited, wait_in_words, wants_json
+from accounts.models import User
 from chats.models import Chat, Message
 from chats.pending import PendingMessage
 from chats.refusals import RateLimited, Refusal, TooBusy, TooManyRuns
@@ -56,28 +59,42 @@ def write(*methods: str, limit: str = "change") -> Callable[[View], View]:
     return decorate
 
 
-def admit(request: HttpRequest, client_id: UUID, held_in: UUID | None = None) -> Release | None:
-    """Count a send against its limit; the repeat of one that was taken is never refused.
+@contextlib.contextmanager
+def admitted(request: HttpRequest, is_repeat: Callable[[], bool]) -> Iterator[Release | None]:
+    """Count a send against its limits, and let it be stored before this person's next is looked at.
 
-    held_in: the chat in which the send may be waiting; one that waits elsewhere is no repeat of it.
-    Returns what serves this person, if it was asked for.
+    The repeat of one that was taken is never refused. Gives what serves this person, if it was
+    asked for.
     """
-    try:
-        count(request)
-        return require_room(request)
-    except (RateLimited, TooBusy, TooManyRuns):
-        if not _is_known(request, client_id, held_in):
-            raise
-    return None
+    release, refused = None, (RateLimited, TooBusy, TooManyRuns)
+    with contextlib.ExitStack() as stack:
+        try:
+            _count_send(request)
+            release = stack.enter_context(room(request))
+        except refused:
+            if not is_repeat():
+                raise
+        yield release
 
 
-def require_room(request: HttpRequest) -> Release | None:
-    """Returns what serves this person.
+@contextlib.contextmanager
+def room(request: HttpRequest) -> Iterator[Release | None]:
+    """A transaction for one more answer. Gives what serves this person.
 
     Raises TooBusy when as many wait as may, TooManyRuns when as many are this person's. What a
-    chat holds back was admitted before.
+    chat holds back was admitted before. Who has no account has nothing under way, and becomes a
+    guest beside the transaction.
     """
-    person = request.user if request.user.is_authenticated else None
+    if not request.user.is_authenticated:
+        yield _require_room(None)
+        return
+    with transaction.atomic():
+        if request.user.concurrent_runs:
+            request.user.lock()
+        yield _require_room(request.user)
+
+
+def _require_room(person: User | None) -> Release | None:
     release = Release.objects.serving(person)
     try:
         if release is not None:
@@ -89,7 +106,7 @@ def require_room(request: HttpRequest) -> Release | None:
     return release
 
 
-def count(request: HttpRequest) -> None:
+def _count_send(request: HttpRequest) -> None:
     """Count a send, by person; guests of one address also count together. Raises RateLimited."""
     _count(request, "send")
     if not _is_member(request):
@@ -106,7 +123,11 @@ def _is_member(request: HttpRequest) -> bool:
     return request.user.is_authenticated and not getattr(request.user, "is_guest", True)
 
 
-def _is_known(request: HttpRequest, client_id: UUID, held_in: UUID | None) -> bool:
+def is_known(request: HttpRequest, client_id: UUID, held_in: UUID | None = None) -> bool:
+    """Whether this send was taken before.
+
+    held_in: the chat in which it may be waiting; one that waits elsewhere is no repeat of it.
+    """
     user = request.user
     if not user.is_authenticated:
         return False

@@ -1,5 +1,6 @@
 """Everything that changes a chat: asked by HTTP, answered with JSON or with the page."""
 
+from contextlib import nullcontext
 from http import HTTPStatus
 from uuid import UUID
 
@@ -17,7 +18,7 @@ from chats import transcript
 from chats.forms import ActionForm, BranchForm, MessageForm, TextForm, TitleForm, validated
 from chats.models import Chat, Message
 from chats.pending import PendingMessage
-from chats.policy import admit, count, require_room, write
+from chats.policy import admitted, is_known, room, write
 from chats.refusals import NoModel
 from chats.views import find_answer, find_chat, list_chats
 from inference.models import Generation
@@ -34,12 +35,12 @@ def chats(request: HttpRequest) -> HttpResponse:
 def start(request: HttpRequest) -> HttpResponse:
     """A first question; a person without an account becomes a guest by it."""
     form = validated(MessageForm, request)
-    release = admit(request, form["client_id"])
-    if not request.user.is_authenticated:
-        if release is None:
+    with admitted(request, lambda: is_known(request, form["client_id"])) as release:
+        is_new = not request.user.is_authenticated
+        if is_new and release is None:
             raise NoModel  # before a guest is made for nothing
-        release = None  # each person may get another
-    answer = Chat.start(person(request), form["text"], form["client_id"], release)
+        chosen = None if is_new else release  # each person may get another
+        answer = Chat.start(person(request), form["text"], form["client_id"], chosen)
     return _asked(request, answer)
 
 
@@ -48,12 +49,9 @@ def messages(request: HttpRequest, chat_id: UUID) -> HttpResponse:
     """Ask in a chat: below an answer, or beside a question that is edited."""
     chat = find_chat(request, chat_id)
     form = validated(MessageForm, request)
-    admit(request, form["client_id"], held_in=None if form["edits"] else chat.pk)
-    if form["edits"]:
-        question = get_object_or_404(chat.messages, pk=form["edits"], role=Message.Role.USER)
-        made: Message | PendingMessage = question.edit(form["text"], form["client_id"])
-    else:
-        made = chat.ask(form["text"], form["client_id"], _parent(chat, form["parent"]))
+    held_in = None if form["edits"] else chat.pk
+    with admitted(request, lambda: is_known(request, form["client_id"], held_in)):
+        made = _say(chat, **form)
     if isinstance(made, PendingMessage):
         return _held(request, made)
     return _asked(request, made)
@@ -64,8 +62,9 @@ def versions(request: HttpRequest, message_id: UUID) -> HttpResponse:
     """Answer the same question again."""
     message = find_answer(request, message_id)
     client_id = validated(ActionForm, request)["client_id"]
-    admit(request, client_id)
-    return _answered(request, message.regenerate(client_id))
+    with admitted(request, lambda: is_known(request, client_id)):
+        answer = message.regenerate(client_id)
+    return _answered(request, answer)
 
 
 @write("POST", limit="")
@@ -73,10 +72,9 @@ def continuation(request: HttpRequest, message_id: UUID) -> HttpResponse:
     """Go on with an answer that was cut short."""
     message = find_answer(request, message_id)
     client_id = validated(ActionForm, request)["client_id"]
-    if message.continuation_id != client_id:
-        count(request)
-        require_room(request)
-    return _answered(request, message.lengthen(client_id))
+    with admitted(request, lambda: message.continuation_id == client_id):
+        answer = message.lengthen(client_id)
+    return _answered(request, answer)
 
 
 @write("POST")
@@ -137,12 +135,21 @@ def pending(request: HttpRequest, pending_id: UUID) -> HttpResponse:
         item.withdraw()
     elif request.POST.get("now"):
         leaf = item.chat.leaf
-        if not (leaf and leaf.is_answering):  # else that answer ends for it
-            require_room(request)
-        item.ask_now()
+        # One that is being written ends for it.
+        ends_one = leaf and leaf.is_answering
+        with nullcontext() if ends_one else room(request):
+            item.ask_now()
     else:
         item.reword(validated(TextForm, request)["text"])
     return _done(request, item.chat)
+
+
+def _say(
+    chat: Chat, text: str, client_id: UUID, edits: UUID | None, parent: UUID | None
+) -> Message | PendingMessage:
+    if edits is None:
+        return chat.ask(text, client_id, _parent(chat, parent))
+    return get_object_or_404(chat.messages, pk=edits, role=Message.Role.USER).edit(text, client_id)
 
 
 def _parent(chat: Chat, pk: UUID | None) -> Message | None:

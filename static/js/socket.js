@@ -99,4 +99,5 @@ function connectSoon() {
 }
 
 addEventListener("online", connectSoon);
+addEventListener("focus", connectSoon);
 document.addEventListener("visibilitychange", connectSoon);

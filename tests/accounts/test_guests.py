@@ -113,6 +113,19 @@ def test_who_logs_in_or_signs_up_from_a_chat_comes_back_to_it(client, alice):
     assert client.get(path).status_code == 200
 
 
+def test_who_opens_a_chat_of_another_session_is_asked_to_log_in_and_comes_back_to_it(client, alice):
+    path = f"/chats/{Chat.objects.create(user=alice).pk}/"
+    page = client.get(path)
+    assert page.status_code == 404
+    login = f"/accounts/login/?next={path}"
+    assert login in page.content.decode()
+    assert f"/accounts/signup/?next={path}" in client.get(login).content.decode()
+    assert client.post(login, {"username": "alice", "password": PASSWORD}).url == path
+    assert client.get(path).status_code == 200
+    nothing = client.get(f"/chats/{uuid4()}/")  # their own account has nothing there
+    assert (nothing.status_code, "?next=" in nothing.content.decode()) == (404, False)
+
+
 def test_a_failed_log_in_moves_nothing(client, alice):
     guest = ask(client)
     Chat.objects.create(user=guest)

@@ -10,7 +10,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from inference.catalogue import CATALOGUE, register
-from inference.models import Release
+from inference.models import Model, Release, ReleaseEvent
 from inference.tuning import tune
 from inference.tuning.formats import path_of
 from inference.tuning.measure import Figures
@@ -85,6 +85,15 @@ def test_tuning_makes_a_file_records_a_release_and_proposes_it(tuned: Release, t
     ET.fromstring(plot)
     run("--formats", "Q8_0", "--promote")
     assert list(Release.objects.filter(state="live")) == [made]
+
+
+@pytest.mark.real_model
+def test_a_file_that_was_copied_here_instead_of_pulled_is_registered_and_tuned(tuned: Release):
+    ReleaseEvent.objects.all().delete()
+    Release.objects.all().delete()
+    Model.objects.all().delete()
+    run("--formats", "Q8_0")
+    assert [release.version for release in Release.objects.order_by("version")] == [1, 2]
 
 
 def test_an_unknown_format_is_refused_by_name(tuned: Release):

@@ -160,6 +160,9 @@ class Command(BaseCommand):
         connecting.connect(self.say, model, BY.format("connect"), **options)
 
     def tune(self, model: str, **options: Any) -> None:
+        entry = CATALOGUE.get(model)
+        if entry and _is_here(entry) and is_verified(_of_entry(entry)):
+            register(entry, BY.format("tune"))  # a file that was copied here, not pulled
         tuning.tune(self.say, named_model(model), BY.format("tune"), **options)
 
     def work(self, **_: Any) -> None:
