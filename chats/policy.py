@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import transaction
-from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods
 
@@ -49,10 +49,6 @@ def write(*methods: str, limit: str = "change") -> Callable[[View], View]:
                 return view(request, **ids)
             except Refusal as refusal:
                 return _refused(request, refusal, ids)
-            except Http404:
-                if not wants_json(request):
-                    raise
-                return error(HTTPStatus.NOT_FOUND, "not_found", "There is no such thing here.")
 
         return wrapped
 

@@ -9,9 +9,9 @@ from typing import Any
 from django.db import InterfaceError, OperationalError, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template.loader import render_to_string
-from django.views.defaults import server_error as something_went_wrong
 
 from accounts.limits import wants_json
+from chatsite.errors import something_went_wrong
 
 RETRY_SECONDS = 5
 ENDED_WHILE_IDLE = "25P03"  # PostgreSQL has ended a session that was frozen in a transaction

@@ -9,6 +9,9 @@ from chatsite import health
 admin.site.site_header = admin.site.site_title = "Chatsite"
 admin.site.index_title = "Administration"
 
+handler400 = "chatsite.errors.bad_request"
+handler403 = "chatsite.errors.permission_denied"
+handler404 = "chatsite.errors.not_found"
 handler500 = "chatsite.away.server_error"
 
 urlpatterns: list[URLPattern | URLResolver] = [
